@@ -1,0 +1,34 @@
+"""Online attention accumulation for weakly supervised semantic segmentation.
+
+Primitives of *Integral Object Mining via Online Attention Accumulation* (Jiang et al., ICCV 2019) that go with any
+classifier: attention from a class-aware convolution, cumulative attention maps, the hybrid loss, proxy labels.
+"""
+
+from oaa_lib.accumulator import AttentionAccumulator
+from oaa_lib.cam import CAMHead, CAMOutput, normalize_attention
+from oaa_lib.fusion import Fusion, MaxFusion, MeanFusion
+from oaa_lib.gating import Gate, score_gate, topk_gate
+from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
+from oaa_lib.metrics import ConfusionMatrix
+from oaa_lib.pseudo_labels import pseudo_label_from_cues
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionAccumulator",
+    "CAMHead",
+    "CAMOutput",
+    "ConfusionMatrix",
+    "Fusion",
+    "Gate",
+    "HybridLoss",
+    "MaxFusion",
+    "MeanFusion",
+    "MultiLabelCrossEntropy",
+    "hybrid_loss",
+    "multilabel_cross_entropy",
+    "normalize_attention",
+    "pseudo_label_from_cues",
+    "score_gate",
+    "topk_gate",
+]

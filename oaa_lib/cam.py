@@ -1,0 +1,114 @@
+"""From features to class attention: the class-aware convolution (Eq. 1) and its normalisation (Eq. 2)."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+
+class CAMOutput(NamedTuple):
+    """What a classifier with class-aware score maps returns.
+
+    Attributes:
+        logits: (B, C) float, the global average pool of ``score_maps``; its sigmoid is the probability of Eq. 1.
+        score_maps: (B, C, h, w) float, the raw output F of the class-aware convolution.
+    """
+
+    logits: Tensor
+    score_maps: Tensor
+
+
+def normalize_attention(score_maps: Tensor, *, method: Literal["max", "minmax"] = "max") -> Tensor:
+    r"""Turn score maps into attention in [0, 1], each map by itself.
+
+    .. math:: A^c = \mathrm{ReLU}(F^c) / \max(F^c)
+
+    Args:
+        score_maps: (..., h, w) floating point, any range.
+        method: ``"max"`` divides by the maximum (Eq. 2). ``"minmax"`` also subtracts the minimum of the rectified map
+            first, as the authors' Caffe release does; a map without contrast then becomes zero.
+
+    Returns:
+        (..., h, w), dtype and device of the input. A map without a positive score is all zero. A map that holds NaN or
+        +infinity comes back with NaN, so that the fault stays visible.
+
+    Raises:
+        TypeError: ``score_maps`` is not a floating point tensor.
+        ValueError: fewer than two dimensions, an empty map, or an unknown method.
+
+    Example:
+        >>> import torch
+        >>> normalize_attention(torch.tensor([[-1.0, 1.0], [2.0, 4.0]]))
+        tensor([[0.0000, 0.2500],
+                [0.5000, 1.0000]])
+
+    Source: paper, section 3.1, Eq. 2.
+    """
+    if not isinstance(score_maps, Tensor) or not score_maps.is_floating_point():
+        found = score_maps.dtype if isinstance(score_maps, Tensor) else type(score_maps).__name__
+        raise TypeError(f"expected score maps as a floating point tensor, got {found}; convert with .float()")
+    if score_maps.ndim < 2 or 0 in score_maps.shape[-2:]:
+        raise ValueError(f"expected score maps of shape (..., h, w) with h, w >= 1, got {tuple(score_maps.shape)}")
+    if method not in ("max", "minmax"):
+        raise ValueError(f"expected method 'max' or 'minmax', got {method!r}")
+    positive = score_maps.relu()
+    if method == "minmax":
+        positive = positive - positive.amin((-2, -1), keepdim=True)
+    peak = positive.amax((-2, -1), keepdim=True)
+    return positive / peak.masked_fill(peak == 0, 1)  # 0 / 1 where nothing is positive
+
+
+class CAMHead(nn.Module):
+    """The paper's attention head: 3x3 convolutions with ReLU, then the class-aware 1x1 convolution and its average.
+
+    Put it on the feature map of any backbone. New layers start as in the paper's releases: weights N(0, 0.01), bias 0.
+
+    Args:
+        in_channels: channels of the features.
+        num_classes: C, without background.
+        hidden_channels: channels of the 3x3 convolutions.
+        num_convs: how many 3x3 convolutions; 0 gives plain CAM on the features.
+
+    Shape:
+        features (B, in_channels, h, w) -> ``CAMOutput(logits (B, C), score_maps (B, C, h, w))``.
+
+    Raises:
+        ValueError: a size below its least value, or features of another shape.
+
+    Example:
+        >>> import torch
+        >>> out = CAMHead(512, num_classes=20)(torch.rand(2, 512, 28, 28))
+        >>> out.logits.shape, out.score_maps.shape
+        (torch.Size([2, 20]), torch.Size([2, 20, 28, 28]))
+
+    Source: paper, section 3.1 and Fig. 2.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, hidden_channels: int = 512, num_convs: int = 3) -> None:
+        super().__init__()
+        if min(in_channels, num_classes, hidden_channels) < 1 or num_convs < 0:
+            raise ValueError(
+                "expected in_channels, num_classes, hidden_channels >= 1 and num_convs >= 0, got "
+                f"{in_channels}, {num_classes}, {hidden_channels}, {num_convs}"
+            )
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for _ in range(num_convs):
+            layers += [nn.Conv2d(channels, hidden_channels, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = hidden_channels
+        self.convs = nn.Sequential(*layers)
+        self.class_aware = nn.Conv2d(channels, num_classes, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+        self.in_channels = in_channels
+
+    def forward(self, features: Tensor) -> CAMOutput:
+        """Score maps and their average; see the class for shapes."""
+        if features.ndim != 4 or features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected features of shape (B, {self.in_channels}, h, w), got {tuple(features.shape)}; "
+                "pass the backbone's last feature map, before any pooling"
+            )
+        score_maps = self.class_aware(self.convs(features))
+        return CAMOutput(score_maps.mean((-2, -1)), score_maps)  # Eq. 1: GAP(F^c)

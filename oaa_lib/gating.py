@@ -1,0 +1,55 @@
+"""Which pairs may accumulate now: a gate reads the classifier's own scores (paper, section 3.2)."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+Gate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``gate(logits (B, C) float, labels (B, C) bool) -> (B, C) bool``: True where a target class may accumulate."""
+
+
+def score_gate(logits: Tensor, labels: Tensor) -> Tensor:
+    """The paper's gate: a target class passes if it scores higher than every class the image does not show.
+
+    Args:
+        logits: (B, C) float, any monotone form of the class scores.
+        labels: (B, C) bool, True at the image's classes.
+
+    Returns:
+        (B, C) bool, False at non-target classes. An image labelled with all classes passes whole; a tie does not pass.
+
+    Example:
+        >>> import torch
+        >>> score_gate(torch.tensor([[3.0, 0.5, 1.0]]), torch.tensor([[True, True, False]]))
+        tensor([[ True, False, False]])
+
+    Source: paper, section 3.2, last paragraph.
+    """
+    best_non_target = logits.masked_fill(labels, float("-inf")).amax(1, keepdim=True)
+    return labels & (logits > best_non_target)
+
+
+def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
+    """The authors' releases' gate: a target class passes if it is among the K best, K being the image's label count.
+
+    Args:
+        logits: (B, C) float, any monotone form of the class scores.
+        labels: (B, C) bool, True at the image's classes.
+
+    Returns:
+        (B, C) bool, False at non-target classes. A tie with the K-th score passes.
+
+    Example:
+        >>> import torch
+        >>> topk_gate(torch.tensor([[3.0, 0.5, 1.0]]), torch.tensor([[True, True, False]]))
+        tensor([[ True, False, False]])
+
+    Source: the authors' public releases (not the paper).
+    """
+    ranked = logits.sort(1, descending=True).values
+    last_place = (labels.sum(1, keepdim=True) - 1).clamp(min=0)
+    return labels & (logits >= ranked.gather(1, last_place))
+
+
+GATES: dict[str, Gate] = {"score": score_gate, "topk": topk_gate}

@@ -1,0 +1,176 @@
+"""Losses of the integral attention model: hybrid loss (Eq. 7-9) and multi-label cross entropy (Eq. 6)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def hybrid_loss(
+    score_maps: Tensor,
+    soft_labels: Tensor,
+    *,
+    normalization: Literal["class", "pooled"] = "class",
+    threshold: float = 0.0,
+) -> Tensor:
+    r"""Hybrid loss of the integral attention model: promote attended pixels, constrain the others.
+
+    With p the soft labels, q the sigmoid of the score maps, N+ the pixels of a class with p > ``threshold`` and N- the
+    others,
+
+    .. math::
+        L = \sum_c \Big(-\tfrac{1}{|N_+^c|} \sum_{j \in N_+^c} p_j^c \log q_j^c
+            -\tfrac{1}{|N_-^c|} \sum_{j \in N_-^c} \log(1 - q_j^c)\Big)
+
+    averaged over the batch. An empty N+ or N- adds nothing.
+
+    Args:
+        score_maps: (B, C, h, w) floating point, raw scores. Computed in float32 if they are narrower.
+        soft_labels: (B, C, h, w) floating point in [0, 1], cumulative attention, 0 for classes the image does not show.
+        normalization: ``"class"`` divides by the sizes of N+ and N- of each class of each sample (the paper);
+            ``"pooled"`` by those of all classes of a sample together (the authors' releases).
+        threshold: soft labels up to this count as N-. 0 in the paper, 0.001 in the release; a higher one is often
+            needed where maps are coarse and hardly any soft label is exactly 0.
+
+    Returns:
+        Scalar, float32 or wider: the mean over the B samples of the sum over the C classes.
+
+    Raises:
+        TypeError: an input is not a floating point tensor.
+        ValueError: shapes or devices differ, the batch is empty, an unknown normalization, a threshold outside [0, 1),
+            or, on the CPU, soft labels that are NaN or outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> hybrid_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]]]))
+        tensor(1.2130)
+
+    Source: paper, section 3.3, Eq. 7-9.
+    """
+    _check(score_maps, soft_labels, threshold)
+    if normalization not in ("class", "pooled"):
+        raise ValueError(f"expected normalization 'class' or 'pooled', got {normalization!r}")
+    pixels = (-2, -1) if normalization == "class" else (-3, -2, -1)
+    scores, p = _widen(score_maps), _widen(soft_labels)
+    enhance = p > threshold  # N+; the rest is N-
+    positives = enhance.sum(pixels, keepdim=True).to(p.dtype)
+    negatives = (~enhance).sum(pixels, keepdim=True).to(p.dtype)
+    # Eq. 7 and 8 are one cross entropy with hard targets, weighted p / |N+| on N+ and 1 / |N-| on N-. An empty set has
+    # no pixel that could read its weight, so the clamp only keeps 1 / 0 out of the graph.
+    weight = torch.where(enhance, p / positives.clamp(min=1), 1 / negatives.clamp(min=1))
+    total = F.binary_cross_entropy_with_logits(scores, enhance.to(scores.dtype), weight, reduction="sum")
+    return total / len(score_maps)  # Eq. 9 sums over classes; the batch is averaged
+
+
+def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, threshold: float = 0.0) -> Tensor:
+    r"""Plain multi-label cross entropy on soft labels, the ablation "MCE" of the paper's Table 2.
+
+    .. math:: L = \sum_c -\tfrac{1}{|N|} \sum_{j \in N} \big(p_j^c \log q_j^c + (1 - p_j^c) \log(1 - q_j^c)\big)
+
+    averaged over the batch, N being all pixels.
+
+    Args:
+        score_maps: (B, C, h, w) floating point, raw scores. Computed in float32 if they are narrower.
+        soft_labels: (B, C, h, w) floating point in [0, 1], cumulative attention, 0 for classes the image does not show.
+        threshold: soft labels up to this are taken as 0.
+
+    Returns:
+        Scalar, float32 or wider: the mean over the B samples of the sum over the C classes.
+
+    Raises:
+        TypeError: an input is not a floating point tensor.
+        ValueError: shapes or devices differ, the batch is empty, a threshold outside [0, 1), or, on the CPU, soft
+            labels that are NaN or outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> multilabel_cross_entropy(torch.zeros(1, 2, 4, 4), torch.rand(1, 2, 4, 4))
+        tensor(1.3863)
+
+    Source: paper, section 3.3, Eq. 6.
+    """
+    _check(score_maps, soft_labels, threshold)
+    scores, p = _widen(score_maps), _widen(soft_labels)
+    if threshold > 0:
+        p = p.masked_fill(p <= threshold, 0)
+    total = F.binary_cross_entropy_with_logits(scores, p.to(scores.dtype), reduction="sum")
+    return total / (len(score_maps) * score_maps[0, 0].numel())  # mean over the batch and over N, sum over classes
+
+
+class HybridLoss(nn.Module):
+    """Module form of `hybrid_loss`; same arguments, same meaning.
+
+    Example:
+        >>> import torch
+        >>> loss = HybridLoss(threshold=0.001)(torch.zeros(1, 2, 4, 4), torch.rand(1, 2, 4, 4))
+
+    Source: paper, section 3.3, Eq. 7-9.
+    """
+
+    def __init__(self, *, normalization: Literal["class", "pooled"] = "class", threshold: float = 0.0) -> None:
+        super().__init__()
+        self.normalization = normalization
+        self.threshold = threshold
+
+    def forward(self, score_maps: Tensor, soft_labels: Tensor) -> Tensor:
+        """See `hybrid_loss`."""
+        return hybrid_loss(score_maps, soft_labels, normalization=self.normalization, threshold=self.threshold)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"normalization={self.normalization!r}, threshold={self.threshold}"
+
+
+class MultiLabelCrossEntropy(nn.Module):
+    """Module form of `multilabel_cross_entropy`; same arguments, same meaning.
+
+    Example:
+        >>> import torch
+        >>> loss = MultiLabelCrossEntropy()(torch.zeros(1, 2, 4, 4), torch.rand(1, 2, 4, 4))
+
+    Source: paper, section 3.3, Eq. 6.
+    """
+
+    def __init__(self, *, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, score_maps: Tensor, soft_labels: Tensor) -> Tensor:
+        """See `multilabel_cross_entropy`."""
+        return multilabel_cross_entropy(score_maps, soft_labels, threshold=self.threshold)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"threshold={self.threshold}"
+
+
+def _widen(values: Tensor) -> Tensor:
+    """At least float32: half precision cannot count pixels or sum logarithms."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
+    for name, values in (("score_maps", score_maps), ("soft_labels", soft_labels)):
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"expected {name} as a floating point tensor, got {found}")
+    if score_maps.ndim != 4 or score_maps.shape != soft_labels.shape or score_maps.numel() == 0:
+        raise ValueError(
+            "expected score_maps and soft_labels of one shape (B, C, h, w), none of them 0, got "
+            f"{tuple(score_maps.shape)} and {tuple(soft_labels.shape)}; resize the soft labels to the score maps"
+        )
+    if score_maps.device != soft_labels.device:
+        raise ValueError(
+            f"expected score_maps and soft_labels on one device, got {score_maps.device} and {soft_labels.device}; "
+            "move the soft labels with .to(score_maps.device)"
+        )
+    if not 0 <= threshold < 1:
+        raise ValueError(f"expected a threshold in [0, 1), got {threshold}")
+    if soft_labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would make it wait
+        low, high = soft_labels.detach().aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"expected soft labels in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
+                "take them from an AttentionAccumulator or call normalize_attention first"
+            )

@@ -1,0 +1,142 @@
+"""From cues to proxy segmentation labels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pseudo_label_from_cues(
+    attention: Tensor,
+    classes: Tensor | Sequence[int],
+    saliency: Tensor | None = None,
+    *,
+    foreground_threshold: float = 0.3,
+    conflict_threshold: float = 0.9,
+    uncertain_saliency: float = 32 / 255,
+    strong_attention: float = 0.8,
+    min_foreground: float = 0.01,
+    background: float | Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Proxy label of one image from its attention maps (object cues) and its saliency map (background cue).
+
+    The rule of the authors' release, which settles what the paper leaves open:
+
+    1. Channels: background = 1 - saliency, and each class's attention, min-max rescaled over the image.
+    2. Values below ``foreground_threshold`` become 0, in the background too.
+    3. Each pixel takes the channel of its maximum; ties go to the earlier channel, the background first.
+    4. Conflict: two or more channels above ``conflict_threshold`` -> ignored.
+    5. Uncertain: a background pixel with saliency >= ``uncertain_saliency``, or with any attention above
+       ``strong_attention`` -> ignored.
+    6. An image with less than ``min_foreground`` of its pixels left in the foreground is ignored whole.
+
+    Args:
+        attention: (K, H, W) float in [0, 1], one map for each class of the image, at the label's size; K may be 0.
+        classes: (K,) integer, 0-based ids of these classes, no id twice.
+        saliency: (H, W) float in [0, 1], or None if there is none; then give ``background``.
+        foreground_threshold: see 2.
+        conflict_threshold: see 4.
+        uncertain_saliency: see 5.
+        strong_attention: see 5.
+        min_foreground: share of the pixels, see 6.
+        background: the background channel, a constant or (H, W) float in [0, 1], instead of 1 - saliency. An image
+            without saliency map has no background cue, so the choice is yours and explicit.
+        ignore_index: the value of ignored pixels.
+
+    Returns:
+        (H, W) int64 on the device of ``attention``: 0 background, c + 1 for class c, ``ignore_index`` ignored.
+
+    Raises:
+        TypeError: an input of another kind.
+        ValueError: shapes, devices, ids or ranges that do not fit, or neither ``saliency`` nor ``background``.
+
+    Example:
+        >>> import torch
+        >>> attention = torch.tensor([[[0.0, 0.6, 1.0]]])
+        >>> pseudo_label_from_cues(attention, [7], torch.tensor([[0.0, 0.5, 1.0]]))
+        tensor([[0, 8, 8]])
+
+    Source: paper, section 4; rule and thresholds of the authors' public release.
+    """
+    _check_map("attention", attention, 3)
+    class_ids = torch.as_tensor(classes, device=attention.device)
+    _check_classes(class_ids, len(attention), ignore_index)
+    size = attention.shape[1:]
+    if saliency is not None:
+        _check_map("saliency", saliency, 2)
+        _check_same_frame("saliency", saliency, attention)
+    if background is None:
+        if saliency is None:
+            raise ValueError(
+                "expected a saliency map or a background, got neither; without saliency pass background= "
+                "a constant score such as 0.5 or an (H, W) map"
+            )
+        back = 1 - saliency
+    elif isinstance(background, Tensor):
+        _check_map("background", background, 2)
+        _check_same_frame("background", background, attention)
+        back = background
+    elif 0 <= background <= 1:
+        back = attention.new_full(size, background)
+    else:
+        raise ValueError(f"expected background in [0, 1], got {background}")
+
+    # 1. Channels, background first so that it wins ties.
+    low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
+    objects = (attention - low) / torch.where(high > low, high - low, 1)
+    channels = torch.cat([back.to(objects.dtype)[None], objects])
+    # 2., 3.
+    kept = channels.masked_fill(channels < foreground_threshold, 0)
+    values = torch.cat([class_ids.new_zeros(1), class_ids + 1])
+    best, winner = kept[0], torch.zeros(size, dtype=torch.int64, device=attention.device)
+    for channel in range(1, len(kept)):  # strictly better than all before: max() does not promise the first of a tie
+        better = kept[channel] > best
+        best, winner = torch.where(better, kept[channel], best), winner.masked_fill(better, channel)
+    label = values[winner].long()
+    # 4.
+    conflict = (channels > conflict_threshold).sum(0) >= 2
+    # 5.
+    uncertain = (objects > strong_attention).any(0)
+    if saliency is not None:
+        uncertain = uncertain | (saliency >= uncertain_saliency)
+    label = label.masked_fill(conflict | ((winner == 0) & uncertain), ignore_index)
+    # 6. What was ignored above is no foreground.
+    foreground = (label != 0) & (label != ignore_index)
+    return torch.where(foreground.sum() < min_foreground * label.numel(), ignore_index, label)
+
+
+def _check_map(name: str, values: Tensor, ndim: int) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"expected {name} as a floating point tensor in [0, 1], got {found}; divide 8-bit maps by 255")
+    shape = "(K, H, W)" if ndim == 3 else "(H, W)"
+    if values.ndim != ndim or 0 in values.shape[-2:]:
+        raise ValueError(f"expected {name} of shape {shape}, H and W at least 1, got {tuple(values.shape)}")
+    if values.device.type == "cpu" and values.numel():
+        low, high = values.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"expected {name} in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
+                "call normalize_attention first, divide 8-bit maps by 255"
+            )
+
+
+def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:
+    if values.shape != attention.shape[1:] or values.device != attention.device:
+        raise ValueError(
+            f"expected {name} like one attention map, {tuple(attention.shape[1:])} on {attention.device}, got "
+            f"{tuple(values.shape)} on {values.device}; resize both to the label's size"
+        )
+
+
+def _check_classes(class_ids: Tensor, expected: int, ignore_index: int) -> None:
+    if class_ids.numel() and (class_ids.is_floating_point() or class_ids.dtype == torch.bool):
+        raise TypeError(f"expected classes as integers, got {class_ids.dtype}; pass ids, not a 0/1 row")
+    if class_ids.shape != (expected,):
+        raise ValueError(f"expected one class id for each of the {expected} maps, got shape {tuple(class_ids.shape)}")
+    if class_ids.device.type != "cpu":  # a look would wait for the device
+        return
+    ids = class_ids.tolist()
+    if len(set(ids)) < len(ids) or any(i < 0 or i + 1 == ignore_index for i in ids):
+        raise ValueError(f"expected different class ids >= 0 whose label is not {ignore_index}, got {ids}")
