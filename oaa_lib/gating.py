@@ -1,12 +1,26 @@
 """Which pairs may accumulate now: a gate reads the classifier's own scores (paper, section 3.2)."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from torch import Tensor
 
-Gate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``gate(logits (B, C) float, labels (B, C) bool) -> (B, C) bool``: True where a target class may accumulate."""
+
+class Gate(Protocol):
+    """A rule that lets target classes accumulate: any callable of this form, a plain function included.
+
+    Example:
+        >>> from oaa_lib import AttentionAccumulator
+        >>> def confident(logits, labels):
+        ...     return labels & (logits.sigmoid() > 0.5)
+        >>> accumulator = AttentionAccumulator([[1, 0]], (7, 7), gate=confident)
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, C) bool, True where a class may accumulate, from logits (B, C) float and labels (B, C) bool.
+
+        Logits that are not finite arrive as -infinity (NaN, -infinity) or the largest number (+infinity); their pairs
+        are skipped whatever the gate says.
+        """
 
 
 def score_gate(logits: Tensor, labels: Tensor) -> Tensor:

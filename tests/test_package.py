@@ -1,0 +1,64 @@
+"""What a user installs: the wheel's content and what the core depends on."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import oaa_lib
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_typed_package_and_nothing_else(wheel):
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    expected = [f"oaa_lib/{p.name}" for p in (ROOT / "oaa_lib").iterdir() if p.suffix == ".py" or p.name == "py.typed"]
+    assert sorted(names) == sorted(expected)
+    assert "oaa_lib/py.typed" in names
+
+
+@pytest.mark.slow
+def test_the_core_needs_three_packages(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
+    required = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
+    assert sorted(r.split(">")[0].strip() for r in required) == ["numpy", "torch", "typing-extensions"]
+    assert metadata["Version"] == oaa_lib.__version__
+    assert {"examples", "tests", "docs", "dev"} <= set(metadata.get_all("Provides-Extra"))
+
+
+@pytest.mark.slow
+def test_the_wheel_imports_on_its_own(wheel, tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(wheel)!r}); import oaa_lib; print(oaa_lib.__file__)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert wheel.name in result.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "oaa_lib").glob("*.py")), ids=lambda path: path.name)
+def test_the_core_imports_only_what_it_declares(path):
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add((node.module or "").split(".")[0])
+    assert modules <= sys.stdlib_module_names | {"torch", "numpy", "typing_extensions", "oaa_lib"}
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in oaa_lib.__all__:
+        assert getattr(oaa_lib, name).__doc__, name
