@@ -119,10 +119,7 @@ def main() -> None:
     parser.add_argument("--negatives", help="list of images that show no class, mixed into the training")
     parser.add_argument("--epochs", type=int, default=15, help="of the classifier (default: 15)")
     parser.add_argument("--integral-epochs", type=int, default=15, help="of the integral models (default: 15)")
-    parser.add_argument(
-        "--hybrid-threshold", type=float, default=0.0, help="soft labels up to this are N- (default: 0)"
-    )
-    parser.add_argument("--mce-threshold", type=float, default=0.0, help="the same for MCE (default: 0)")
+    parser.add_argument("--threshold", type=float, default=0.0, help="soft labels up to this are N- (default: 0)")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
