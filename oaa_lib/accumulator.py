@@ -1,10 +1,7 @@
 """The cumulative attention maps of a data set, and the online update that grows them (paper, section 3.2)."""
 
-import json
 import os
-import zipfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,11 +12,13 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from oaa_lib.cam import normalize_attention
-from oaa_lib.fusion import FUSIONS, Fusion, MergeableFusion
+from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, MeanFusion, MergeableFusion
 from oaa_lib.gating import GATES, Gate
 from oaa_lib.pairs import PairSelection, PairTable
+from oaa_lib.storage import decode, encode, read_archive, write_archive
 
 Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
+BUILT_IN = (MaxFusion, MeanFusion)
 MERGE_ROWS = 4096  # maps joined at a time, so that merging needs little memory beside the maps
 
 
@@ -84,17 +83,22 @@ class AttentionAccumulator:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        height, width = (int(side) for side in map_size)
-        if height < 1 or width < 1:
-            raise ValueError(f"expected map_size (H, W) of at least (1, 1), got {(height, width)}")
+        if (
+            isinstance(map_size, str)
+            or not isinstance(map_size, Sequence)
+            or not all(isinstance(side, int) for side in map_size)
+        ):
+            raise TypeError(f"expected map_size as two integers (H, W), got {map_size!r}")
+        if len(map_size) != 2 or min(map_size) < 1:
+            raise ValueError(f"expected map_size (H, W) of at least (1, 1), got {tuple(map_size)}")
         if dtype not in (torch.uint8, torch.float16, torch.float32):
             raise TypeError(f"expected dtype torch.uint8, torch.float16 or torch.float32, got {dtype}")
         self.pairs = pairs
-        self.map_size = (height, width)
-        self.fusion = _resolve("fusion", fusion, FUSIONS)
-        self.gate = None if gate is None else _resolve("gate", gate, GATES)
+        self.map_size = (map_size[0], map_size[1])
+        self.fusion: Fusion = _resolve("fusion", fusion, FUSIONS)
+        self.gate: Gate | None = None if gate is None else _resolve("gate", gate, GATES)
         dtype = getattr(self.fusion, "storage_dtype", dtype)
-        self._maps = torch.zeros((pairs.num_pairs, height, width), dtype=dtype, device=device)
+        self._maps = torch.zeros((pairs.num_pairs, *self.map_size), dtype=dtype, device=device)
         self._counts = torch.zeros(pairs.num_pairs, dtype=torch.int32, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._offered = 0
@@ -125,7 +129,7 @@ class AttentionAccumulator:
 
     @property
     def skipped(self) -> int:
-        """How many maps were refused because they or the scores that gate them were not finite. Waits for the device."""
+        """How many maps were refused because they their gating scores were not finite. Waits for the device."""
         return int(self._skipped)
 
     @property
@@ -158,7 +162,7 @@ class AttentionAccumulator:
         images = self.pairs.positions(indices)
         rows, positions, classes = self._indices(*self.pairs.select(images), device=self.device)
         dense = torch.zeros(len(images), self.pairs.num_classes, *self.map_size, device=self.device)
-        return dense.index_put_((positions, classes), _decode(self._maps[rows]))
+        return dense.index_put_((positions, classes), decode(self._maps[rows]))
 
     def classes(self, index: int | str) -> Tensor:
         """(K,) int64 on the host: the classes of one image, in the order of `attention`."""
@@ -167,7 +171,7 @@ class AttentionAccumulator:
     def attention(self, index: int | str) -> Tensor:
         """(K, H, W) float32 in [0, 1] on `device`: the cumulative attention of one image's classes."""
         rows = self.pairs.select(self.pairs.positions([index])).rows
-        return _decode(self._maps[self._indices(rows, device=self.device)[0]])
+        return decode(self._maps[self._indices(rows, device=self.device)[0]])
 
     # Growing it
 
@@ -217,53 +221,82 @@ class AttentionAccumulator:
         images = self.pairs.positions(indices)
         self._check_batch(len(images), score_maps, logits)
         pairs = self.pairs.select(images)
-        positions, classes = self._indices(pairs.positions, pairs.classes, device=score_maps.device)
-
-        maps = score_maps[positions, classes].float()
-        usable = maps.isfinite().flatten(1).all(1)
-        if normalization is None:
-            usable &= self._in_range(maps)
-            attention = maps.clamp(0, 1)
-        else:
-            attention = normalize_attention(maps, method=normalization)
-        if attention.shape[1:] != self.map_size and len(attention):
-            attention = F.interpolate(attention[None], self.map_size, mode="bilinear", align_corners=False)[0]
-
-        passed = torch.ones_like(usable)
+        if not len(pairs.rows):
+            return self
+        places = self._indices(pairs.positions, pairs.classes, device=score_maps.device)
+        attention, usable = self._normalize(score_maps[places], normalization)
         if logits is None and self.gate is not None:
             logits = score_maps.float().mean((-2, -1))  # Eq. 1
+        passed = torch.ones_like(usable)
         if logits is not None:
-            labels = torch.zeros_like(logits, dtype=torch.bool)
-            labels.index_put_((positions, classes), torch.ones_like(passed))
+            labels = torch.zeros_like(logits, dtype=torch.bool).index_put_(places, passed)
             finite = logits.isfinite()
-            usable &= finite[positions, classes] & (finite | labels).all(1)[positions]
+            usable = usable & finite[places] & (finite | labels).all(1)[places[0]]
             if self.gate is not None:
-                passed = self._ask_gate(logits, labels)[positions, classes]
+                passed = self._ask_gate(logits, labels)[places]
+        attention = attention.where(usable[:, None, None], 0)  # NaN ends here; an unusable map is never written
 
-        usable, passed = usable.to(self.device), passed.to(self.device)
-        self._skipped += (~usable).sum()
+        offer = (attention.to(self.device), usable.to(self.device), passed.to(self.device))
+        rounds = _rounds(pairs, images)
+        rows = pairs.rows if len(rounds) == 1 else np.unique(pairs.rows)
+        (stored,) = self._indices(rows, device=self.device)
+        maps, counts = self._maps[stored], self._counts[stored]
+        if len(rounds) == 1:
+            maps, counts, unusable = self._fuse(maps, counts, offer, fill_empty)
+        else:  # an image occurs more than once: its maps are fused one after the other
+            unusable = torch.zeros_like(self._skipped)
+            for chosen in rounds:
+                at, turn = self._indices(np.searchsorted(rows, pairs.rows[chosen]), chosen, device=self.device)
+                part = (offer[0][turn], offer[1][turn], offer[2][turn])
+                maps[at], counts[at], more = self._fuse(maps[at], counts[at], part, fill_empty)
+                unusable = unusable + more
+        self._maps[stored], self._counts[stored] = maps, counts  # nothing is written before all has gone well
+        self._skipped += unusable
         self._offered += len(pairs.rows)
-        for chosen in _rounds(pairs, images):
-            self._fuse(pairs.rows[chosen], attention.to(self.device), usable, passed, chosen, fill_empty)
         return self
 
-    def _fuse(self, row: Any, attention: Tensor, usable: Tensor, passed: Tensor, chosen: Any, fill_empty: bool) -> None:
-        """Write one round: pairs ``rows``, all different, take the maps ``chosen`` that may be accepted."""
-        (rows,) = self._indices(row, device=self.device)
-        if len(row) < len(attention):
-            (subset,) = self._indices(chosen, device=self.device)
-            attention, usable, passed = attention[subset], usable[subset], passed[subset]
-        stored, count = self._maps[rows], self._counts[rows]
-        if fill_empty:
-            passed = passed | (count == 0)
-        accept = usable & passed
-        times = count[:, None, None]
-        fused = self.fusion(_decode(stored), attention, times.clamp(min=1))
+    def _normalize(self, maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
+        """Raw maps (K, h, w) to attention (K, H, W) in the size of the stored maps, and which (K,) of it is usable."""
+        maps = maps.float()
+        usable = maps.isfinite().flatten(1).all(1)
+        if normalization is None:
+            finite = maps.where(usable[:, None, None], 0)
+            usable &= _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
+            attention = maps.clamp(0, 1)
+        else:
+            attention = normalize_attention(maps, method=normalization)  # Eq. 2
+        if attention.shape[1:] != self.map_size:
+            attention = F.interpolate(attention[None], self.map_size, mode="bilinear", align_corners=False)[0]
+            attention = attention.clamp(max=1)  # the weights of a resize may add up to a rounding more than 1
+        return attention, usable
+
+    def _fuse(
+        self, maps: Tensor, counts: Tensor, offer: tuple[Tensor, Tensor, Tensor], fill_empty: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Stored maps (K, H, W) and counts (K,) after one more offer to each, and how many offers were unusable.
+
+        An offer is attention (K, H, W), whether it is usable (K,) and whether the gate lets it pass (K,).
+        """
+        attention, usable, passed = offer
+        times = counts[:, None, None]
+        fused = self._ask_fusion(decode(maps), attention, times.clamp(min=1))
+        fused = torch.where(times == 0, attention, fused)  # M_1 = A_1, then Eq. 4
+        if type(self.fusion) not in BUILT_IN:
+            usable = usable & _in_range(fused, "the fusion's result", "mend the fusion")
+            fused = fused.clamp(0, 1)
+        accept = usable & (passed | (counts == 0) if fill_empty else passed)
+        maps = torch.where(accept[:, None, None], encode(fused, self.dtype), maps)
+        return maps, counts + accept, (~usable).sum()
+
+    def _ask_fusion(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
+        if type(self.fusion) in BUILT_IN:
+            return self.fusion(cumulative, attention, count)
+        fused: object = self.fusion(cumulative.clone(), attention.clone(), count)  # copies: it may work in place
+        if not isinstance(fused, Tensor):
+            raise TypeError(f"expected the fusion to return a tensor, got {type(fused).__name__}")
         if fused.shape != attention.shape:
             raise ValueError(f"expected the fusion to return shape {tuple(attention.shape)}, got {tuple(fused.shape)}")
-        fused = torch.where(times == 0, attention, fused)  # M_1 = A_1, then Eq. 4
-        self._maps[rows] = torch.where(accept[:, None, None], _encode(fused, self.dtype), stored)
-        self._counts[rows] = count + accept
+        return fused.float()
 
     def _ask_gate(self, logits: Tensor, labels: Tensor) -> Tensor:
         assert self.gate is not None
@@ -273,21 +306,10 @@ class AttentionAccumulator:
             raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {found}")
         return passed
 
-    def _in_range(self, maps: Tensor) -> Tensor:
-        """(K,) bool: attention within [0, 1], give or take the rounding of a resize."""
-        beyond = ((maps < -1e-4) | (maps > 1 + 1e-4)).flatten(1).any(1) & maps.isfinite().flatten(1).all(1)
-        if maps.device.type == "cpu" and beyond.any():
-            wrong = maps[beyond]
-            raise ValueError(
-                f"expected attention in [0, 1] with normalization=None, got [{wrong.min():.4g}, {wrong.max():.4g}]; "
-                "call normalize_attention first or leave normalization='max'"
-            )
-        return ~beyond
-
     def _check_batch(self, batch: int, score_maps: Tensor, logits: Tensor | None) -> None:
         expected = (batch, self.pairs.num_classes)
         for name, values, ndim in (("score_maps", score_maps, 4), ("logits", logits, 2)):
-            if values is None:
+            if values is None and name == "logits":
                 continue
             if not isinstance(values, Tensor) or not values.is_floating_point():
                 found = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -341,10 +363,10 @@ class AttentionAccumulator:
             our_count, their_count = (
                 c[:, None, None] for c in (self._counts[rows], other._counts[rows].to(self.device))
             )
-            first, second = _decode(ours), _decode(theirs)
+            first, second = decode(ours), decode(theirs)
             merged = self.fusion.merge(first, second, our_count.clamp(min=1), their_count.clamp(min=1))
             merged = torch.where(our_count == 0, second, torch.where(their_count == 0, first, merged))
-            self._maps[rows] = _encode(merged, self.dtype)
+            self._maps[rows] = encode(merged, self.dtype)
             self._counts[rows] += their_count[:, 0, 0]
         self._skipped += other._skipped.to(self.device)
         self._offered += other._offered
@@ -377,25 +399,26 @@ class AttentionAccumulator:
         """Continue from a `state_dict` of the same data set; a copy is taken.
 
         Raises:
-            ValueError: a state with missing entries, or of another data set, map size, fusion or dtype; nothing is
-                changed then.
+            ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
+                nothing is changed then.
         """
-        missing = set(self.state_dict()) - set(state)
+        ours = self.state_dict()
+        missing = set(ours) - set(state)
         if missing:
             raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
         pairs = PairTable(
             np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"], state["keys"]
         )
         self._check_same(pairs, tuple(state["map_size"]), state["fusion"])
-        maps, counts = state["maps"], state["counts"]
-        if maps.dtype != self.dtype or maps.shape != self._maps.shape or counts.shape != self._counts.shape:
-            raise ValueError(
-                f"expected maps {tuple(self._maps.shape)} of {self.dtype}, got {tuple(maps.shape)} of {maps.dtype}; "
-                "build the accumulator with the dtype of the state"
-            )
-        self._maps.copy_(maps)
-        self._counts.copy_(counts)
-        self._skipped.copy_(torch.as_tensor(state["skipped"]))
+        for name in ("maps", "counts", "skipped"):
+            theirs = torch.as_tensor(state[name])
+            if theirs.dtype != ours[name].dtype or theirs.shape != ours[name].shape:
+                raise ValueError(
+                    f"expected {name} of shape {tuple(ours[name].shape)} and {ours[name].dtype}, got "
+                    f"{tuple(theirs.shape)} and {theirs.dtype}; build the accumulator with the dtype of the state"
+                )
+        for name in ("maps", "counts", "skipped"):
+            ours[name].copy_(torch.as_tensor(state[name]))
         self._offered = int(state["offered"])
 
     def _check_same(self, pairs: PairTable, map_size: Any, fusion: str | None) -> None:
@@ -413,21 +436,9 @@ class AttentionAccumulator:
         Args:
             path: where; an existing file is replaced only once the new one is complete.
         """
-        state = self.state_dict()
+        state = {**self.state_dict(), "gate": _name(self.gate, GATES)}
         arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        plain["gate"] = _name(self.gate, GATES)
-        arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
-        target = Path(path)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_archive(path, arrays, {name: value for name, value in state.items() if name not in arrays})
 
     @classmethod
     def load(
@@ -450,24 +461,18 @@ class AttentionAccumulator:
             FileNotFoundError: no such file.
             ValueError: no accumulator file, a truncated one, or one that needs ``fusion`` or ``gate``.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                state: dict[str, Any] = {name: torch.from_numpy(file[name]) for name in file.files if name != "plain"}
-                plain = json.loads(file["plain"].tobytes())
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError, AttributeError) as error:
-            raise ValueError(f"{os.fspath(path)} is no accumulator file, or it is truncated: {error}") from error
+        name = os.fspath(path)
+        arrays, plain = read_archive(path)
         if gate == "saved":
-            gate = plain.pop("gate")
+            gate = plain["gate"]
             if gate is not None and gate not in GATES:
-                raise ValueError(f"{os.fspath(path)} was made with your own gate {gate!r}; pass it again as gate=")
+                raise ValueError(f"{name} was made with your own gate {gate!r}; pass it again as gate=")
         if fusion is None and plain["fusion"] not in FUSIONS:
-            raise ValueError(
-                f"{os.fspath(path)} was made with your own fusion {plain['fusion']!r}; pass it again as fusion="
-            )
-        state.update(plain)
-        pairs = PairTable(state["offsets"].numpy(), state["classes"].numpy(), state["num_classes"], state["keys"])
+            raise ValueError(f"{name} was made with your own fusion {plain['fusion']!r}; pass it again as fusion=")
+        state = {**plain, **{key: torch.from_numpy(array) for key, array in arrays.items()}}
+        pairs = PairTable(arrays["offsets"], arrays["classes"], plain["num_classes"], plain["keys"])
         accumulator = cls.__new__(cls)
-        accumulator._set_up(pairs, state["map_size"], fusion or state["fusion"], gate, state["maps"].dtype, device)
+        accumulator._set_up(pairs, plain["map_size"], fusion or plain["fusion"], gate, state["maps"].dtype, device)
         accumulator.load_state_dict(state)
         return accumulator
 
@@ -477,17 +482,33 @@ def _resolve(what: str, value: Any, known: dict[str, Any]) -> Any:
         if value not in known:
             raise ValueError(f"expected {what} to be one of {sorted(known)} or a callable, got {value!r}")
         return known[value]
+    if isinstance(value, type):
+        raise TypeError(
+            f"expected {what} to be one of {sorted(known)} or a callable, got the class {value.__name__}; "
+            "pass an instance of it"
+        )
     if not callable(value):
         raise TypeError(f"expected {what} to be one of {sorted(known)} or a callable, got {type(value).__name__}")
     return value
 
 
 def _name(value: Any, known: dict[str, Any]) -> str | None:
-    """The name a fusion or gate is saved under: the built-in one, else the name of its function or class."""
+    """The name a fusion or gate is saved under: the built-in one, or "own:" and that of your function or class."""
     if value is None:
         return None
-    built_in = [name for name, known_value in known.items() if known_value is value]
-    return built_in[0] if built_in else getattr(value, "__qualname__", type(value).__qualname__)
+    for name, built_in in known.items():
+        if value is built_in or (type(value) in BUILT_IN and type(value) is type(built_in)):
+            return name
+    return f"own:{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _in_range(maps: Tensor, what: str, advice: str) -> Tensor:
+    """(K,) bool: maps (K, H, W) within [0, 1], give or take a rounding. On the host one that is not is an error."""
+    within = ((maps >= -1e-4) & (maps <= 1 + 1e-4)).flatten(1).all(1)
+    if maps.device.type == "cpu" and not within.all():
+        wrong = maps[~within]
+        raise ValueError(f"expected {what} in [0, 1], got [{wrong.min():.4g}, {wrong.max():.4g}]; {advice}")
+    return within
 
 
 def _rounds(pairs: PairSelection, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -499,13 +520,3 @@ def _rounds(pairs: PairSelection, images: npt.NDArray[Any]) -> list[npt.NDArray[
     occurrence = np.empty(len(images), dtype=np.int64)
     occurrence[order] = np.arange(len(images)) - first
     return [np.flatnonzero(occurrence[pairs.positions] == turn) for turn in range(int(occurrence.max()) + 1)]
-
-
-def _decode(stored: Tensor) -> Tensor:
-    """Stored maps to float32 in [0, 1]."""
-    return stored / 255 if stored.dtype == torch.uint8 else stored.float()
-
-
-def _encode(attention: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float maps in [0, 1] to storage; 8 bits are rounded to the nearest step."""
-    return (attention * 255).round_().to(dtype) if dtype == torch.uint8 else attention.to(dtype)

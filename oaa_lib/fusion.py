@@ -9,8 +9,9 @@ from torch import Tensor
 class Fusion(Protocol):
     """An attention fusion strategy: any callable of this form, a plain function included.
 
-    The accumulator initialises M_1 = A_1 by itself and asks the fusion only from the second map on. The result must
-    lie in [0, 1] and have the shape of ``cumulative``. Two optional attributes refine it:
+    The accumulator initialises M_1 = A_1 by itself; what the fusion returns counts from the second map on. The result
+    must lie in [0, 1] and have the shape of ``cumulative``. The arguments are copies, so it may work in place. It is
+    called with whole batches, images that see their first map included. Two optional attributes refine it:
 
     - ``storage_dtype``: a ``torch.dtype`` that the fusion needs to stay exact, instead of the accumulator's ``dtype``.
     - ``merge(first, second, first_count, second_count)``: joins two cumulative maps that saw different streams.

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -18,8 +19,8 @@ class Gate(Protocol):
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, C) bool, True where a class may accumulate, from logits (B, C) float and labels (B, C) bool.
 
-        Logits that are not finite arrive as -infinity (NaN, -infinity) or the largest number (+infinity); their pairs
-        are skipped whatever the gate says.
+        Logits that are not finite arrive as -infinity (NaN) or the largest finite numbers; what depends on them is
+        skipped whatever the gate says.
         """
 
 
@@ -33,6 +34,10 @@ def score_gate(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (B, C) bool, False at non-target classes. An image labelled with all classes passes whole; a tie does not pass.
 
+    Raises:
+        TypeError: labels that are not bool.
+        ValueError: shapes that are not one (B, C).
+
     Example:
         >>> import torch
         >>> score_gate(torch.tensor([[3.0, 0.5, 1.0]]), torch.tensor([[True, True, False]]))
@@ -40,6 +45,7 @@ def score_gate(logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: paper, section 3.2, last paragraph.
     """
+    _check(logits, labels)
     best_non_target = logits.masked_fill(labels, float("-inf")).amax(1, keepdim=True)
     return labels & (logits > best_non_target)
 
@@ -54,6 +60,10 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (B, C) bool, False at non-target classes. A tie with the K-th score passes.
 
+    Raises:
+        TypeError: labels that are not bool.
+        ValueError: shapes that are not one (B, C).
+
     Example:
         >>> import torch
         >>> topk_gate(torch.tensor([[3.0, 0.5, 1.0]]), torch.tensor([[True, True, False]]))
@@ -61,9 +71,19 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: the authors' public releases (not the paper).
     """
+    _check(logits, labels)
     ranked = logits.sort(1, descending=True).values
     last_place = (labels.sum(1, keepdim=True) - 1).clamp(min=0)
     return labels & (logits >= ranked.gather(1, last_place))
 
 
 GATES: dict[str, Gate] = {"score": score_gate, "topk": topk_gate}
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if labels.dtype != torch.bool:
+        raise TypeError(f"expected labels as bool, got {labels.dtype}; convert with .bool()")
+    if logits.ndim != 2 or logits.shape != labels.shape:
+        raise ValueError(
+            f"expected logits and labels of one shape (B, C), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )

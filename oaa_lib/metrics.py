@@ -89,8 +89,11 @@ class ConfusionMatrix:
         """Add the counts of another matrix.
 
         Raises:
+            TypeError: ``other`` is no ConfusionMatrix.
             ValueError: the other has another number of classes or another ignore_index.
         """
+        if not isinstance(other, ConfusionMatrix):
+            raise TypeError(f"expected a ConfusionMatrix, got {type(other).__name__}")
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"expected a matrix with (num_classes, ignore_index) = {ours}, got {theirs}")

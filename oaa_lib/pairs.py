@@ -5,7 +5,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
@@ -42,17 +44,19 @@ class PairTable:
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         self.classes = np.ascontiguousarray(classes, dtype=np.int32)
         self.num_classes = num_classes
-        self.keys = None if keys is None else list(keys)
-        self._position_of = None if keys is None else {key: i for i, key in enumerate(keys)}
-        if self.keys is not None and len(self.keys) != self.num_images:
-            raise ValueError(f"expected one key for each of the {self.num_images} images, got {len(self.keys)}")
-        if self._position_of is not None and len(self._position_of) < self.num_images:
-            raise ValueError("expected every key once; the same name stands for two images")
+        self.keys = None if keys is None else _checked_keys(keys, self.num_images)
+        self._position_of = None if self.keys is None else {key: i for i, key in enumerate(self.keys)}
 
     @classmethod
     def from_labels(cls, labels: Any, keys: Sequence[str] | None = None) -> "PairTable":
         """From (N, C) labels, each 0 or 1."""
-        array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        try:
+            array = _to_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
+        except ValueError as error:
+            raise ValueError(
+                "expected labels of shape (N, C), got rows of different lengths; pass one column per class, 1 where "
+                "the image shows it"
+            ) from error
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"expected labels of shape (N, C), N and C at least 1, got {array.shape}")
         if array.dtype != np.bool_:
@@ -91,18 +95,26 @@ class PairTable:
                     f"expected indices on the host, got a tensor on {indices.device}; reading it would wait for the "
                     "device, so keep the loader's own CPU tensor"
                 )
-            indices = indices.numpy()
-        if isinstance(indices, (str, bytes, int, np.integer)):
+            if indices.is_floating_point() or indices.is_complex():
+                raise TypeError(f"expected integer indices or names, got {indices.dtype}")
+            values = np.array(indices.tolist(), dtype=str(indices.dtype).removeprefix("torch."))
+        elif isinstance(indices, (str, bytes)) or not isinstance(indices, Iterable):
             raise TypeError(f"expected a sequence of indices, got {indices!r} alone; wrap it in a list")
-        values = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        else:
+            try:
+                values = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+            except ValueError as error:
+                raise ValueError("expected indices of shape (B,), got rows of different lengths") from error
         if values.ndim != 1 or not len(values):
             raise ValueError(f"expected indices of shape (B,), B at least 1, got {values.shape}")
+        if values.dtype.kind == "O" and all(isinstance(value, str) for value in values):
+            values = values.astype(str)
         if values.dtype.kind == "U":
             if self._position_of is None:
                 raise ValueError("expected integer indices, got names; pass keys=[...] when building to use names")
             unknown = [key for key in values.tolist() if key not in self._position_of]
             if unknown:
-                raise KeyError(f"unknown image name {unknown[0]!r}; expected one of the {self.num_images} keys")
+                raise KeyError(f"unknown image name: expected one of the {self.num_images} keys, got {unknown[0]!r}")
             return np.array([self._position_of[key] for key in values.tolist()])
         if values.dtype.kind not in "iu":
             raise TypeError(f"expected integer indices or names, got {values.dtype}")
@@ -133,3 +145,27 @@ class PairTable:
         if self.keys != other.keys:
             return "expected the same keys in the same order, got others"
         return None
+
+
+def _to_numpy(values: Tensor) -> npt.NDArray[Any]:
+    """The numbers of a real tensor. While a mode such as ``FakeTensorMode`` is on, they come out as a list only."""
+    if is_in_torch_dispatch_mode():
+        return np.asarray(values.tolist())
+    values = values.detach().cpu()
+    return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+
+
+def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
+    if isinstance(keys, str):
+        raise TypeError(f"expected keys as a list of names, got {keys!r} alone")
+    names = list(keys)
+    if len(names) != num_images:
+        raise ValueError(f"expected one key for each of the {num_images} images, got {len(names)}")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"expected keys of type str, got {type(name).__name__}; convert with str()")
+        if name in seen:
+            raise ValueError(f"expected every key once, got {name!r} for two images")
+        seen.add(name)
+    return names

@@ -60,8 +60,17 @@ def pseudo_label_from_cues(
     Source: paper, section 4; rule and thresholds of the authors' public release.
     """
     _check_map("attention", attention, 3)
-    class_ids = torch.as_tensor(classes, device=attention.device)
-    _check_classes(class_ids, len(attention), ignore_index)
+    class_ids = _checked_classes(classes, attention, ignore_index)
+    shares = {
+        "foreground_threshold": foreground_threshold,
+        "conflict_threshold": conflict_threshold,
+        "uncertain_saliency": uncertain_saliency,
+        "strong_attention": strong_attention,
+        "min_foreground": min_foreground,
+    }
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"expected {name} in [0, 1], got {share}; divide 8-bit values by 255, percents by 100")
     size = attention.shape[1:]
     if saliency is not None:
         _check_map("saliency", saliency, 2)
@@ -93,7 +102,7 @@ def pseudo_label_from_cues(
     for channel in range(1, len(kept)):  # strictly better than all before: max() does not promise the first of a tie
         better = kept[channel] > best
         best, winner = torch.where(better, kept[channel], best), winner.masked_fill(better, channel)
-    label = values[winner].long()
+    label = values[winner]
     # 4.
     conflict = (channels > conflict_threshold).sum(0) >= 2
     # 5.
@@ -130,13 +139,22 @@ def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:
         )
 
 
-def _check_classes(class_ids: Tensor, expected: int, ignore_index: int) -> None:
+def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_index: int) -> Tensor:
+    """(K,) int64 on the device of the attention."""
+    if ignore_index == 0:
+        raise ValueError("expected an ignore_index that is not the background's 0, got 0")
+    try:
+        class_ids = torch.as_tensor(classes, device=attention.device)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"expected classes as integers, got {classes!r}") from error
     if class_ids.numel() and (class_ids.is_floating_point() or class_ids.dtype == torch.bool):
         raise TypeError(f"expected classes as integers, got {class_ids.dtype}; pass ids, not a 0/1 row")
-    if class_ids.shape != (expected,):
-        raise ValueError(f"expected one class id for each of the {expected} maps, got shape {tuple(class_ids.shape)}")
-    if class_ids.device.type != "cpu":  # a look would wait for the device
-        return
-    ids = class_ids.tolist()
-    if len(set(ids)) < len(ids) or any(i < 0 or i + 1 == ignore_index for i in ids):
-        raise ValueError(f"expected different class ids >= 0 whose label is not {ignore_index}, got {ids}")
+    if class_ids.shape != attention.shape[:1]:
+        raise ValueError(
+            f"expected one class id for each of the {len(attention)} maps, got shape {tuple(class_ids.shape)}"
+        )
+    if class_ids.device.type == "cpu":  # elsewhere a look would wait for the device
+        ids = class_ids.tolist()
+        if len(set(ids)) < len(ids) or any(i < 0 or i + 1 == ignore_index for i in ids):
+            raise ValueError(f"expected different class ids >= 0 whose label is not {ignore_index}, got {ids}")
+    return class_ids.long()

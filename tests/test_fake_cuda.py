@@ -1,0 +1,235 @@
+"""Nothing waits for the device, and nothing mixes devices: shown without a GPU.
+
+Under `FakeTensorMode` a tensor has a device, a dtype and a shape but no values, so whatever needs a value (`.item()`,
+`nonzero`, boolean indexing) or mixes devices raises. Backward passes need a real CUDA device and are left out.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from reference import noisy_or
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from oaa_lib import (
+    AttentionAccumulator,
+    CAMHead,
+    hybrid_loss,
+    multilabel_cross_entropy,
+    normalize_attention,
+    pseudo_label_from_cues,
+)
+
+LABELS = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+GATES = {"score": "score", "topk": "topk", "none": None, "user's": lambda logits, labels: labels & (logits > 0)}
+FUSIONS = {"max": "max", "mean": "mean", "user's": noisy_or}
+
+
+@contextlib.contextmanager
+def cuda_bfloat16_autocast() -> Iterator[None]:
+    """What `torch.autocast("cuda", torch.bfloat16)` switches; itself it stays off, with a warning, without a GPU."""
+    was_enabled, was_dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", was_enabled)
+        torch.set_autocast_dtype("cuda", was_dtype)
+
+
+PRECISIONS = {"plain": contextlib.nullcontext, "autocast": cuda_bfloat16_autocast}
+precisions = pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))
+
+
+@pytest.fixture
+def mode() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def output(batch: int = 2, size: tuple[int, int] = (5, 6), dtype: torch.dtype = torch.float32):
+    """What a model on the GPU returns for three classes: score maps and logits."""
+    return (
+        torch.empty(batch, 3, *size, device="cuda", dtype=dtype),
+        torch.empty(batch, 3, device="cuda", dtype=dtype),
+    )
+
+
+# The control: the mode does see what must not happen
+
+
+@pytest.mark.parametrize(
+    ("wait", "error"),
+    [
+        (lambda x: x.sum().item(), DataDependentOutputException),
+        (lambda x: x.isfinite().all().tolist(), DataDependentOutputException),
+        (lambda x: "never" if x.sum() > 0 else "reached", DataDependentOutputException),
+        (lambda x: x.nonzero(), DynamicOutputShapeException),
+        (lambda x: x[x > 0], DynamicOutputShapeException),
+        (lambda x: x + torch.empty(2), RuntimeError),
+        (lambda x: x.copy_(x) + torch.ones(2), RuntimeError),
+    ],
+    ids=["item", "tolist", "if", "nonzero", "boolean indexing", "two devices", "a constant on the host"],
+)
+def test_the_mode_refuses_to_wait_and_to_mix_devices(mode, wait, error):
+    with pytest.raises(error):
+        wait(torch.empty(2, device="cuda"))
+
+
+def test_autocast_is_really_on(mode):
+    with cuda_bfloat16_autocast():
+        product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
+    assert product.dtype == torch.bfloat16
+
+
+# The way of the data
+
+
+@precisions
+@pytest.mark.parametrize("num_convs", [0, 3])
+def test_the_head(mode, precision, num_convs):
+    with torch.device("cuda"):
+        head, features = CAMHead(8, 3, hidden_channels=4, num_convs=num_convs), torch.empty(2, 8, 5, 6)
+    with precision():
+        out = head(features)
+    assert (out.logits.device.type, out.score_maps.device.type) == ("cuda", "cuda")
+    assert (out.logits.shape, out.score_maps.shape) == ((2, 3), (2, 3, 5, 6))
+
+
+@precisions
+@pytest.mark.parametrize("method", ["max", "minmax"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_normalization(mode, precision, method, dtype):
+    with precision():
+        attention = normalize_attention(output(dtype=dtype)[0], method=method)
+    assert (attention.device.type, attention.dtype) == ("cuda", dtype)
+
+
+@precisions
+@pytest.mark.parametrize("gate", GATES.values(), ids=list(GATES))
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=list(FUSIONS))
+def test_update_and_soft_labels(mode, precision, fusion, gate):
+    for storage, map_size, dtype, normalization, fill_empty in (
+        (torch.uint8, (5, 6), torch.bfloat16, "max", False),
+        (torch.uint8, (4, 4), torch.float32, None, True),
+        (torch.float16, (4, 4), torch.float16, "minmax", True),
+    ):
+        accumulator = AttentionAccumulator(LABELS, map_size, fusion=fusion, gate=gate, dtype=storage, device="cuda")
+        options = {"normalization": normalization, "fill_empty": fill_empty}
+        for indices in ([0, 1], [0, 2, 0, 1, 0]):
+            score_maps, logits = output(len(indices), dtype=dtype)
+            with precision():
+                accumulator.update(indices, score_maps, logits, **options)
+                accumulator.update(indices, score_maps, **options)
+                soft_labels = accumulator[indices]
+            assert (soft_labels.device.type, soft_labels.dtype) == ("cuda", torch.float32)
+            assert soft_labels.shape == (len(indices), 3, *map_size)
+
+
+@pytest.mark.parametrize("map_size", [(5, 6), (4, 4)])
+def test_update_with_images_without_label_only(mode, map_size):
+    accumulator = AttentionAccumulator(LABELS, map_size, device="cuda")
+    assert accumulator.update([2, 2], *output()).offered == 0
+
+
+def test_update_by_name(mode):
+    accumulator = AttentionAccumulator(LABELS, (5, 6), device="cuda", keys=["a", "b", "c"])
+    assert accumulator.update(["c", "a"], *output()).offered == 2
+    assert accumulator[["b"]].device.type == "cuda"
+
+
+def test_what_else_an_accumulator_tells_and_does_on_the_device(mode):
+    accumulator, other = (AttentionAccumulator(LABELS, (5, 6), device="cuda") for _ in range(2))
+    assert accumulator.accumulated.device.type == "cuda"
+    assert accumulator.counts.device.type == "cuda"
+    assert accumulator.attention(0).device.type == "cuda"
+    assert accumulator.classes(0).device.type == "cpu"
+    assert accumulator.merge(other).reset().offered == 0
+    assert "cuda" in repr(accumulator)
+
+
+@precisions
+@pytest.mark.parametrize("threshold", [0.0, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_losses_on_soft_labels_of_an_accumulator(mode, precision, dtype, threshold):
+    soft_labels = AttentionAccumulator(LABELS, (5, 6), device="cuda")[[0, 1]]
+    score_maps = output(dtype=dtype)[0]
+    with precision():
+        losses = [
+            hybrid_loss(score_maps, soft_labels, normalization="class", threshold=threshold),
+            hybrid_loss(score_maps, soft_labels, normalization="pooled", threshold=threshold),
+            multilabel_cross_entropy(score_maps, soft_labels, threshold=threshold),
+        ]
+    assert [(loss.device.type, loss.dtype, loss.shape) for loss in losses] == [("cuda", torch.float32, ())] * 3
+
+
+@precisions
+@pytest.mark.parametrize("num_classes", [0, 1, 3])
+@pytest.mark.parametrize("background", ["saliency", "constant", "map", "saliency and constant"])
+def test_pseudo_labels(mode, precision, background, num_classes):
+    with torch.device("cuda"):
+        attention, saliency, back = torch.empty(num_classes, 5, 6), torch.empty(5, 6), torch.empty(5, 6)
+    options = {"map": back, "saliency": None}.get(background, 0.5)
+    for classes in (list(range(num_classes)), torch.arange(num_classes), torch.arange(num_classes, device="cuda")):
+        with precision():
+            label = pseudo_label_from_cues(
+                attention, classes, saliency if background.startswith("saliency") else None, background=options
+            )
+        assert (label.device.type, label.dtype, label.shape) == ("cuda", torch.int64, (5, 6))
+
+
+# Inside and outside of the mode: labels and indices are on the host, and real
+
+REAL = {
+    "list": lambda values: values,
+    "array": np.array,
+    "tensor": torch.tensor,
+}
+
+
+@pytest.mark.parametrize("allow_non_fake_inputs", [False, True])
+@pytest.mark.parametrize("kind", REAL.values(), ids=list(REAL))
+def test_an_accumulator_is_built_in_the_mode_from_real_labels(kind, allow_non_fake_inputs):
+    labels = kind(LABELS)
+    with FakeTensorMode(allow_non_fake_inputs=allow_non_fake_inputs):
+        accumulator = AttentionAccumulator(labels, (5, 6), device="cuda")
+        assert accumulator.update([1, 0], *output()).offered == 3
+
+
+@pytest.mark.parametrize("allow_non_fake_inputs", [False, True])
+@pytest.mark.parametrize("kind", REAL.values(), ids=list(REAL))
+def test_real_indices_are_read_in_the_mode(kind, allow_non_fake_inputs):
+    indices = kind([0, 1])
+    with FakeTensorMode(allow_non_fake_inputs=allow_non_fake_inputs):
+        accumulator = AttentionAccumulator(LABELS, (5, 6), device="cuda")
+        assert accumulator.update(indices, *output()).offered == 3
+        assert accumulator[indices].shape == (2, 3, 5, 6)
+
+
+def test_an_accumulator_built_outside_takes_fake_score_maps_if_the_mode_allows_its_real_maps():
+    accumulator = AttentionAccumulator(LABELS, (5, 6))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert accumulator.update([0, 1], *output()).offered == 3
+        assert accumulator[[0, 1]].device.type == "cpu"
+
+
+def test_maps_on_the_host_take_score_maps_of_the_device(mode):
+    accumulator = AttentionAccumulator(LABELS, (4, 4), device="cpu")
+    assert accumulator.update([0, 1, 0], *output(3)).offered == 5
+    assert accumulator[[0, 1]].device.type == "cpu"
+
+
+def test_maps_on_the_device_take_score_maps_of_the_host(mode):
+    accumulator = AttentionAccumulator(LABELS, (4, 4), device="cuda", gate=None)
+    accumulator.update([0, 1, 0], torch.empty(3, 3, 5, 6), torch.empty(3, 3))
+    assert accumulator[[0, 1]].device.type == "cuda"
