@@ -53,6 +53,8 @@ def main() -> None:
     figure, axes = plt.subplots(
         len(names), len(titles), figsize=(1.9 * len(titles), 1.35 * len(names)), squeeze=False, layout="constrained"
     )
+    for title, axis in zip(titles, axes[0], strict=True):
+        axis.set_title(title, fontsize=9)
     for row, name in zip(axes, names, strict=True):
         with Image.open(data.image_path(name)) as image:
             photograph = np.asarray(image.convert("RGB"))
@@ -68,11 +70,9 @@ def main() -> None:
         if arguments.labels:
             pictures.append(PALETTE[read_map(arguments.labels / f"{name}.png").numpy()])
         pictures.append(PALETTE[data.mask(name).numpy()])
-        for axis, picture, title in zip(row, pictures, titles, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=9)
         row[0].text(4, 22, data.classes[class_id], color="white", fontsize=8, backgroundcolor=(0, 0, 0, 0.6))
     figure.savefig(arguments.out, dpi=110)
     print(f"done: {len(names)} images -> {arguments.out}")
