@@ -121,6 +121,25 @@ def test_one_rule_at_a_time(rule, attention, saliency, expected):
     assert one_row(attention, saliency) == expected, rule
 
 
+@pytest.mark.parametrize(
+    ("rule", "attention", "saliency", "chosen", "expected"),
+    [
+        ("kept in the foreground", [[0.0, 0.25, 1.0]], [0.0, 1.0, 1.0], {"foreground_threshold": 0.25}, [0, 8, 8]),
+        ("no conflict yet", [[0.0, 0.875, 1.0]], [0.0, 0.25, 1.0], {"conflict_threshold": 0.75}, [0, 8, 8]),
+        ("no strong attention yet", [[0.0, 0.75, 1.0]], [0.0, 0.0, 1.0], {"strong_attention": 0.75}, [0, 0, 8]),
+        (
+            "salient enough to be uncertain",
+            [[0.0, 0.0, 1.0]],
+            [0.0, 0.25, 1.0],
+            {"uncertain_saliency": 0.25},
+            [0, 255, 8],
+        ),
+    ],
+)
+def test_a_value_that_meets_its_threshold_is(rule, attention, saliency, chosen, expected):
+    assert one_row(attention, saliency, **chosen) == expected, rule
+
+
 def test_a_tie_of_two_classes_goes_to_the_one_given_first():
     attention = [[0.0, 0.5, 1.0, 0.0], [0.0, 0.5, 0.0, 1.0]]
     assert one_row(attention, [0.0, 1.0, 1.0, 1.0], classes=(7, 3)) == [0, 8, 8, 4]
