@@ -380,6 +380,12 @@ def test_a_fault_skips_the_pairs_that_depend_on_it_and_no_other(fault, where, sk
     assert everything(accumulator).isfinite().all()
 
 
+def test_a_target_whose_logit_is_nan_takes_no_place_among_the_k_best():
+    accumulator = AttentionAccumulator([[1, 1, 0, 0]], (1, 1), gate="topk")
+    accumulator.update([0], torch.ones(1, 4, 1, 1), torch.tensor([[NAN, 1.0, 2.0, 0.0]]))
+    assert accumulator.accumulated.tolist() == [[False, True, False, False]]
+
+
 @pytest.mark.parametrize("gate", ["score", "topk"])
 @pytest.mark.parametrize("fault", [NAN, INF, -INF])
 def test_without_logits_a_fault_in_a_non_target_map_reaches_the_gate_and_skips_the_image(fault, gate):

@@ -113,7 +113,10 @@ class VOCFolder(Dataset[Sample]):
 
     def mask(self, name: str) -> Tensor:
         """(H, W) int64 truth: 0 background, class c is c + 1, 255 ignored."""
-        with Image.open(self.root / "SegmentationClass" / f"{name}.png") as image:
+        path = self.root / "SegmentationClass" / f"{name}.png"
+        if not path.exists():
+            raise SystemExit(f"{path} does not exist; masks are needed for scoring, and for labels without *_cls.txt")
+        with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise SystemExit(f"{name}.png: expected an indexed label image, got mode {image.mode}")
             return torch.from_numpy(np.asarray(image).astype(np.int64))
