@@ -355,7 +355,7 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(args, name) < least:
             parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
     try:
-        torch.zeros(1, device=args.device)
+        torch.zeros(1, device=args.device).item()  # the meta device can make a tensor, but not read it
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device: torch cannot use {args.device!r} here: {str(error).splitlines()[0]}")
     try:

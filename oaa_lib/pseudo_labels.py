@@ -41,7 +41,8 @@ def pseudo_label_from_cues(
         strong_attention: see 5.
         min_foreground: share of the pixels, see 6.
         background: the background channel, a constant or (H, W) float in [0, 1], instead of 1 - saliency. An image
-            without saliency map has no background cue, so the choice is yours and explicit.
+            without saliency map has no background cue, so the choice is yours and explicit. A background below
+            ``foreground_threshold`` becomes 0 like everything else (see 2.): lower that one too.
         ignore_index: the value of ignored pixels.
 
     Returns:

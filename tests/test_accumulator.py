@@ -504,6 +504,13 @@ def test_labels_may_be_any_array_of_zeros_and_ones(labels):
     assert [accumulator.classes(i).tolist() for i in range(2)] == [[0], [0, 1]]
 
 
+@pytest.mark.parametrize("map_size", [(2, 3), [2, 3], torch.Size([2, 3]), (np.int64(2), np.int32(3))], ids=repr)
+def test_a_map_size_may_be_any_two_integers(map_size):
+    accumulator = AttentionAccumulator([[1]], map_size)
+    assert accumulator.map_size == (2, 3)
+    assert accumulator.attention(0).shape == (1, 2, 3)
+
+
 @pytest.mark.parametrize(
     "indices",
     [

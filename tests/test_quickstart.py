@@ -93,6 +93,7 @@ def test_a_pseudo_label_is_written_for_every_image(outputs):
         (["--epochs", 0], "--epochs: expected at least 1, got 0"),
         (["--images", 2], "--images: expected at least 20, got 2"),
         (["--device", "abacus"], "--device: torch cannot use 'abacus'"),
+        (["--device", "meta"], "--device: torch cannot use 'meta'"),
         (["--out", __file__], "--out: expected a folder"),
     ],
 )

@@ -217,6 +217,9 @@ def test_a_state_with_a_missing_entry_is_refused_by_name_and_changes_nothing(mis
         ("maps", torch.zeros(3, 2, 3)),
         ("counts", torch.zeros(2, dtype=torch.int32)),
         ("skipped", torch.zeros(3)),
+        ("offered", "many"),
+        ("map_size", None),
+        ("offsets", None),
     ],
 )
 def test_a_state_with_a_malformed_entry_is_refused_and_changes_nothing(entry, value):

@@ -195,6 +195,19 @@ def test_cue_counts_equal_the_metric_at_every_threshold(voc, tmp_path):
         assert curve[level].item() == pytest.approx(matrix.mean_iou(), abs=1e-12)
 
 
+def test_a_constant_background_below_the_releases_threshold_counts(voc, tmp_path):
+    (tmp_path / "maps").mkdir()
+    data = VOCFolder(voc, "train")
+    for name in data.names:
+        ramp = np.linspace(0, 255, data.mask(name).numel()).reshape(tuple(data.mask(name).shape)).astype(np.uint8)
+        for c in data.class_ids(name):
+            Image.fromarray(ramp).save(tmp_path / "maps" / f"{name}_{c}.png")
+    options = ["--voc-root", voc, "--maps", tmp_path / "maps", "--out", tmp_path / "labels"]
+    run("make_pseudo_labels.py", *options, "--background", 0.1)
+    with Image.open(tmp_path / "labels" / "a.png") as image:
+        assert np.mean(np.asarray(image) == 1) == pytest.approx(0.9, abs=0.01)
+
+
 def test_batches_share_a_shape_and_cover_every_image_once(voc):
     data = VOCFolder(voc, "train", negatives="background")
     data.prepare(49, Geometry(16, centred=True), (0.5,) * 3, (0.5,) * 3)

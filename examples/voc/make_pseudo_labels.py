@@ -66,7 +66,11 @@ def main() -> None:
         with Image.open(data.image_path(name)) as photograph:
             size = photograph.height, photograph.width
         attention = torch.stack(maps) if maps else torch.zeros(0, *size)
-        label = pseudo_label_from_cues(attention, class_ids, saliency, background=arguments.background)
+        # A constant background is the threshold itself; the release's 0.3 beside it would zero a lower one.
+        floor = 0.3 if arguments.background is None else 0.0
+        label = pseudo_label_from_cues(
+            attention, class_ids, saliency, background=arguments.background, foreground_threshold=floor
+        )
         write_label(arguments.out / f"{name}.png", label.numpy())
         ignored.append((label == 255).float().mean())
         written += 1
