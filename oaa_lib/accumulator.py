@@ -86,7 +86,7 @@ class AttentionAccumulator:
         if (
             isinstance(map_size, str)
             or not isinstance(map_size, Sequence)
-            or not all(isinstance(side, int) for side in map_size)
+            or not all(isinstance(side, (int, np.integer)) for side in map_size)
         ):
             raise TypeError(f"expected map_size as two integers (H, W), got {map_size!r}")
         if len(map_size) != 2 or min(map_size) < 1:
@@ -94,7 +94,7 @@ class AttentionAccumulator:
         if dtype not in (torch.uint8, torch.float16, torch.float32):
             raise TypeError(f"expected dtype torch.uint8, torch.float16 or torch.float32, got {dtype}")
         self.pairs = pairs
-        self.map_size = (map_size[0], map_size[1])
+        self.map_size = (int(map_size[0]), int(map_size[1]))
         self.fusion: Fusion = _resolve("fusion", fusion, FUSIONS)
         self.gate: Gate | None = None if gate is None else _resolve("gate", gate, GATES)
         dtype = getattr(self.fusion, "storage_dtype", dtype)
@@ -406,10 +406,16 @@ class AttentionAccumulator:
         missing = set(ours) - set(state)
         if missing:
             raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
-        pairs = PairTable(
-            np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"], state["keys"]
-        )
-        self._check_same(pairs, tuple(state["map_size"]), state["fusion"])
+        try:
+            pairs = PairTable(
+                np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"], state["keys"]
+            )
+            map_size, offered = tuple(state["map_size"]), int(state["offered"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
+            ) from error
+        self._check_same(pairs, map_size, state["fusion"])
         for name in ("maps", "counts", "skipped"):
             theirs = torch.as_tensor(state[name])
             if theirs.dtype != ours[name].dtype or theirs.shape != ours[name].shape:
@@ -419,7 +425,7 @@ class AttentionAccumulator:
                 )
         for name in ("maps", "counts", "skipped"):
             ours[name].copy_(torch.as_tensor(state[name]))
-        self._offered = int(state["offered"])
+        self._offered = offered
 
     def _check_same(self, pairs: PairTable, map_size: Any, fusion: str | None) -> None:
         difference = self.pairs.difference(pairs)
