@@ -129,7 +129,7 @@ class AttentionAccumulator:
 
     @property
     def skipped(self) -> int:
-        """How many maps were refused because they their gating scores were not finite. Waits for the device."""
+        """How many maps were refused because they or their gating scores were not finite. Waits for the device."""
         return int(self._skipped)
 
     @property

@@ -238,6 +238,16 @@ def test_a_fusion_that_works_in_place_does_no_harm(dtype):
         assert torch.equal(everything(first), everything(second))
 
 
+def test_a_fusion_that_is_a_rounding_beyond_the_range_is_taken_as_its_end():
+    def rounding(cumulative, attention, count):
+        return torch.where(attention > 0.5, 1.00001, -0.00001)
+
+    accumulator = AttentionAccumulator([[1]], (1, 2), fusion=rounding, dtype=torch.float32)
+    for _ in range(2):
+        accumulator.update([0], torch.tensor([[[[0.75, 0.25]]]]), normalization=None)
+    assert accumulator.attention(0).flatten().tolist() == [1, 0]
+
+
 def test_a_fusion_sees_finite_attention_only():
     seen = []
 
@@ -407,7 +417,7 @@ def test_without_gate_and_logits_a_non_target_map_is_never_read():
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("map_size", [(2, 2), (5, 3)])
 def test_a_fault_leaves_the_map_that_is_already_there(map_size, dtype, normalization):
-    accumulator = AttentionAccumulator([[1]], map_size, dtype=dtype).update([0], torch.rand(1, 1, 2, 2))
+    accumulator = AttentionAccumulator([[1]], map_size, dtype=dtype, gate=None).update([0], torch.rand(1, 1, 2, 2))
     before = snapshot(accumulator)
     accumulator.update([0], torch.tensor([[[[NAN, 1.0], [0.5, INF]]]]), normalization=normalization)
     assert accumulator.skipped == 1
