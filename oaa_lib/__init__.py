@@ -6,11 +6,12 @@ classifier: attention from a class-aware convolution, cumulative attention maps,
 
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMHead, CAMOutput, normalize_attention
-from oaa_lib.fusion import Fusion, MaxFusion, MeanFusion
+from oaa_lib.fusion import ExponentialMovingAverage, Fusion, HarmonicMix, MaxFusion, MeanFusion, NoisyOr
 from oaa_lib.gating import Gate, score_gate, topk_gate
 from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
 from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
+from oaa_lib.views import View
 
 __version__ = "0.1.0"
 
@@ -19,12 +20,16 @@ __all__ = [
     "CAMHead",
     "CAMOutput",
     "ConfusionMatrix",
+    "ExponentialMovingAverage",
     "Fusion",
     "Gate",
+    "HarmonicMix",
     "HybridLoss",
     "MaxFusion",
     "MeanFusion",
     "MultiLabelCrossEntropy",
+    "NoisyOr",
+    "View",
     "hybrid_loss",
     "multilabel_cross_entropy",
     "normalize_attention",

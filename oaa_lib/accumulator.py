@@ -1,8 +1,9 @@
 """The cumulative attention maps of a data set, and the online update that grows them (paper, section 3.2)."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +12,47 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from oaa_lib import merging
 from oaa_lib.cam import normalize_attention
-from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, MeanFusion, MergeableFusion
-from oaa_lib.gating import GATES, Gate
-from oaa_lib.pairs import PairSelection, PairTable
-from oaa_lib.storage import decode, encode, read_archive, write_archive
+from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
+from oaa_lib.gating import Gate, gate_name, resolve_gate
+from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, times_seen
+from oaa_lib.pairs import IntArray, PairTable
+from oaa_lib.storage import Arrays, MappedFile, PathLike, read_file, write_file
+from oaa_lib.views import Floats, Views, check_views, into_image, into_view, sample
+from oaa_lib.watching import Statistics
 
 Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
-BUILT_IN = (MaxFusion, MeanFusion)
-MERGE_ROWS = 4096  # maps joined at a time, so that merging needs little memory beside the maps
+Shapes: TypeAlias = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+OUR_FUSIONS = tuple(type(fusion) for fusion in FUSIONS.values())
+HOST = ("offered", "totals_then")  # kept by the host, wherever the maps live
+WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0)  # the view that shows the image as it is
+
+
+class Offer(NamedTuple):
+    """What a batch brings to K maps of one size.
+
+    Attributes:
+        attention: (K, H, W) float32 in [0, 1]; 0 where it is not usable or not seen.
+        usable: (K,) bool, finite and in range.
+        passed: (K,) bool, the gate's word.
+        seen: (K, H, W) bool, the pixels that the views show; None: all.
+    """
+
+    attention: Tensor
+    usable: Tensor
+    passed: Tensor
+    seen: Tensor | None
+
+    def to(self, device: torch.device) -> "Offer":
+        """The same on another device."""
+        seen = None if self.seen is None else self.seen.to(device)
+        return Offer(self.attention.to(device), self.usable.to(device), self.passed.to(device), seen)
+
+    def at(self, places: Tensor | IntArray | slice) -> "Offer":
+        """The offer to some of the maps."""
+        seen = None if self.seen is None else self.seen[places]
+        return Offer(self.attention[places], self.usable[places], self.passed[places], seen)
 
 
 class AttentionAccumulator:
@@ -30,24 +63,33 @@ class AttentionAccumulator:
 
     Args:
         labels: (N, C) bool or 0/1: row i is the classes that image i shows, without background.
-        map_size: (H, W) of every stored map.
-        fusion: ``"max"`` (Eq. 5), ``"mean"`` (Eq. 10), or a `Fusion`.
+        map_size: (H, W) of every stored map; or N of them, (N, 2) integers, if every image keeps a size of its own.
+        fusion: ``"max"`` (Eq. 5), ``"mean"`` (Eq. 10), another name of `oaa_lib.fusion.FUSIONS`, or a `Fusion`.
         gate: ``"score"`` (paper: a target must outscore all non-targets), ``"topk"`` (release: among the K best), None
             (everything passes), or a `Gate`.
         dtype: storage, ``torch.uint8`` (steps of 1/255), ``torch.float16`` or ``torch.float32``. A fusion that needs
-            more keeps what it needs: the mean is always float32.
+            more keeps what it needs: the mean is always float32, with a count for each pixel.
         device: where the maps live; the score maps may come from another device.
         keys: N different names, so that images can be given by name instead of by row.
+        keep_latest: also keep the latest accepted attention of every pair (`latest`) and how similar it is to the one
+            before (`similarity`). The price: as much memory again as ``"max"`` in ``dtype`` needs, and a slower
+            `update`.
+        path: a file in which everything is kept, mapped into memory. What has been accumulated survives the process,
+            however it ends. Its room on the disk is taken at once.
+        resume: go on with the file at ``path`` if there is one. Without it an existing file is an error.
 
     Attributes:
         pairs: the pairs, see `PairTable`.
-        map_size: (H, W).
         fusion: the fusion.
         gate: the gate, or None.
 
     Raises:
-        TypeError: labels, dtype, fusion or gate of another kind.
-        ValueError: labels that are not (N, C) of 0 and 1, all 0, a bad ``map_size``, keys that do not fit.
+        TypeError: labels, map_size, dtype, fusion or gate of another kind.
+        ValueError: labels that are not (N, C) of 0 and 1, all 0, a bad ``map_size``, keys that do not fit; a file at
+            ``path`` that is damaged or belongs to other labels, keys, map size, dtype or fusion (it stays as it is).
+        FileExistsError: there is a file at ``path``, and no ``resume``.
+        BlockingIOError: another process is at work on the file.
+        OSError: there is no room for the file.
 
     Example:
         >>> import torch
@@ -64,56 +106,107 @@ class AttentionAccumulator:
     def __init__(
         self,
         labels: Tensor | npt.ArrayLike,
-        map_size: tuple[int, int],
+        map_size: tuple[int, int] | Tensor | npt.ArrayLike,
         *,
         fusion: str | Fusion = "max",
         gate: str | Gate | None = "score",
         dtype: torch.dtype = torch.uint8,
         device: torch.device | str = "cpu",
         keys: Sequence[str] | None = None,
+        keep_latest: bool = False,
+        path: PathLike | None = None,
+        resume: bool = False,
     ) -> None:
-        self._set_up(PairTable.from_labels(labels, keys), map_size, fusion, gate, dtype, device)
+        if resume and path is None:
+            raise ValueError("expected a path together with resume=True, got none")
+        if path is not None and torch.device(device).type != "cpu":
+            raise ValueError(f"expected device='cpu' together with a path, got {device}: the host maps the file")
+        self._begin(PairTable.from_labels(labels, keys), map_size, fusion, gate)
+        shapes = self._shapes(dtype, keep_latest)
+        if path is None:
+            self._allocate(shapes, device)
+        else:
+            self._open(path, shapes, resume)
 
-    def _set_up(
-        self,
-        pairs: PairTable,
-        map_size: Sequence[int],
-        fusion: str | Fusion,
-        gate: str | Gate | None,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        if (
-            isinstance(map_size, str)
-            or not isinstance(map_size, Sequence)
-            or not all(isinstance(side, (int, np.integer)) for side in map_size)
-        ):
-            raise TypeError(f"expected map_size as two integers (H, W), got {map_size!r}")
-        if len(map_size) != 2 or min(map_size) < 1:
-            raise ValueError(f"expected map_size (H, W) of at least (1, 1), got {tuple(map_size)}")
+    def _begin(self, pairs: PairTable, map_size: Any, fusion: str | Fusion, gate: str | Gate | None) -> None:
+        self.pairs = pairs
+        self.fusion: Fusion = resolve_fusion(fusion)
+        self.gate: Gate | None = None if gate is None else resolve_gate(gate)
+        self._layout = MapLayout(pairs, map_size, getattr(self.fusion, "num_states", 1))
+        self._base: dict[str, Tensor] = {}  # what a mean was at the last synchronize, if an update came after it
+
+    def _shapes(self, dtype: torch.dtype, keep_latest: bool) -> Shapes:
+        """All that is kept: the dtype and shape of every tensor."""
         if dtype not in (torch.uint8, torch.float16, torch.float32):
             raise TypeError(f"expected dtype torch.uint8, torch.float16 or torch.float32, got {dtype}")
-        self.pairs = pairs
-        self.map_size = (int(map_size[0]), int(map_size[1]))
-        self.fusion: Fusion = _resolve("fusion", fusion, FUSIONS)
-        self.gate: Gate | None = None if gate is None else _resolve("gate", gate, GATES)
-        dtype = getattr(self.fusion, "storage_dtype", dtype)
-        self._maps = torch.zeros((pairs.num_pairs, *self.map_size), dtype=dtype, device=device)
-        self._counts = torch.zeros(pairs.num_pairs, dtype=torch.int32, device=device)
-        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._offered = 0
+        num_pairs, num_classes = self.pairs.num_pairs, self.pairs.num_classes
+        shapes: Shapes = {
+            "maps": (getattr(self.fusion, "storage_dtype", dtype), self._layout.shape("maps")),
+            "counts": (torch.int32, (num_pairs,)),  # maps accepted by each pair
+            "synchronized": (torch.int32, (num_pairs,)),  # of these, the ones that all processes know of
+            "passed": (torch.int64, (num_classes,)),
+            "skipped": (torch.int64, (num_classes,)),
+            "offered": (torch.int64, (num_classes,)),
+            "totals_then": (torch.int64, (3, num_classes)),  # these three as of the last synchronize
+        }
+        if not getattr(self.fusion, "zero_is_neutral", False):
+            shapes["missed"] = (torch.int32, self._layout.shape("missed"))  # accepted maps that did not show the pixel
+        if keep_latest:
+            shapes["latest"] = (dtype, self._layout.shape("latest"))
+            shapes["similarity"] = (torch.float32, (num_pairs,))  # 1 + cosine
+        return shapes
+
+    def _allocate(self, shapes: Shapes, device: torch.device | str) -> None:
+        tensors = {
+            name: torch.zeros(shape, dtype=dtype, device=device)
+            for name, (dtype, shape) in shapes.items()
+            if name not in HOST
+        }
+        self._use(tensors, {name: np.zeros(shapes[name][1], dtype=np.int64) for name in HOST})
+
+    def _open(self, path: PathLike, shapes: Shapes, resume: bool) -> None:
+        name = os.fspath(path)
+        kinds = {key: (np.dtype(str(dtype).removeprefix("torch.")), shape) for key, (dtype, shape) in shapes.items()}
+        if not (resume and os.path.exists(path)):
+            MappedFile.create(path, kinds, self._owners(), self._settings(), self._layout.largest_change(shapes))
+        file = MappedFile(path)
+        self._check_same(*_read_owners(name, file.arrays, file.plain), belonging=name)
+        for key in kinds.keys() | (file.arrays.keys() & {"latest"}):
+            found, expected = file.arrays.get(key), kinds.get(key)
+            arrived = None if found is None else (found.dtype, found.shape)
+            if arrived != expected:
+                raise ValueError(f"{name} has another dtype or keep_latest: expected {key} {expected}, got {arrived}")
+        file.lock()
+        tensors = {key: torch.from_numpy(file.arrays[key]) for key in kinds if key not in HOST}
+        self._use(tensors, {key: file.arrays[key] for key in HOST}, file)
+        self._look()
+
+    def _use(self, tensors: dict[str, Tensor], hosts: Arrays, file: MappedFile | None = None) -> None:
+        self._store = PairStore(self._layout, tensors, hosts, file)
+        self._partial = self._synchronized = False
+
+    def _look(self) -> None:
+        """Keep what `update` must know of the tensors' values, so that it need not wait for them."""
+        tensors = self._store.tensors
+        self._partial = "missed" in tensors and bool(tensors["missed"].any())
+        self._synchronized = bool(tensors["synchronized"].any())
 
     # What is kept
 
     @property
+    def map_size(self) -> tuple[int, int] | IntArray:
+        """(H, W) of every map, or (N, 2) int64 if every image has a size of its own."""
+        return self._layout.map_size
+
+    @property
     def device(self) -> torch.device:
         """Where the maps live."""
-        return self._maps.device
+        return self._store.tensors["maps"].device
 
     @property
     def dtype(self) -> torch.dtype:
         """How the maps are stored."""
-        return self._maps.dtype
+        return self._store.tensors["maps"].dtype
 
     @property
     def accumulated(self) -> Tensor:
@@ -123,46 +216,108 @@ class AttentionAccumulator:
     @property
     def counts(self) -> Tensor:
         """(N, C) int32 on `device`: how many maps each pair has accepted; 0 for classes the image does not show."""
-        dense = self._counts.new_zeros(self.pairs.num_images, self.pairs.num_classes)
-        images, classes = self._indices(self.pairs.images(), self.pairs.classes.astype(np.int64), device=self.device)
-        return dense.index_put_((images, classes), self._counts)
+        return self._per_image(self._store.tensors["counts"])
+
+    @property
+    def similarity(self) -> Tensor:
+        """(N, C) float32 on `device`, in [0, 1]: cosine similarity of the two latest maps that each pair has accepted.
+
+        Over the pixels that the later one shows; NaN where there are no two. Attention that has settled is near 1.
+
+        Raises:
+            ValueError: built without ``keep_latest=True``.
+        """
+        self._check_latest()
+        return (self._per_image(self._store.tensors["similarity"]) - 1).masked_fill_(self.counts < 2, float("nan"))
 
     @property
     def skipped(self) -> int:
         """How many maps were refused because they or their gating scores were not finite. Waits for the device."""
-        return int(self._skipped)
+        return int(self._store.tensors["skipped"].sum())
 
     @property
     def offered(self) -> int:
-        """How many maps `update` has been offered; ``accepted / offered`` is the pass rate of the gate."""
-        return self._offered
+        """How many maps `update` has been offered."""
+        return int(self._store.hosts["offered"].sum())
 
     @property
     def accepted(self) -> int:
         """How many maps were fused. Waits for the device."""
-        return int(self._counts.sum())
+        return int(self._store.tensors["counts"].sum())
+
+    def statistics(self) -> Statistics:
+        """What has happened so far, per class, on the host. Waits for the device, once.
+
+        Example:
+            >>> import torch
+            >>> accumulator = AttentionAccumulator([[1, 0], [1, 1]], (7, 7), gate=None)
+            >>> accumulator.update([1], torch.rand(1, 2, 7, 7)).statistics().never_accumulated
+            tensor([1, 0])
+        """
+        tensors = self._store.tensors
+        (classes,) = self._to(self.device, self.pairs.classes.astype(np.int64))
+        empty = torch.zeros_like(tensors["passed"]).index_add_(0, classes, (tensors["counts"] == 0).long())
+        passed, skipped, never = torch.stack([tensors["passed"], tensors["skipped"], empty]).cpu()
+        pairs = torch.from_numpy(np.bincount(self.pairs.classes, minlength=self.pairs.num_classes))
+        return Statistics(torch.from_numpy(self._store.hosts["offered"].copy()), passed, skipped, pairs, never)
 
     def __len__(self) -> int:
         return self.pairs.num_images
 
     def __repr__(self) -> str:
+        size = self.map_size if isinstance(self.map_size, tuple) else "one of every image"
         return (
             f"{type(self).__name__}({self.pairs.num_images} images, {self.pairs.num_classes} classes, "
-            f"{self.pairs.num_pairs} pairs, map_size={self.map_size}, fusion={_name(self.fusion, FUSIONS)!r}, "
-            f"gate={_name(self.gate, GATES)!r}, dtype={self.dtype}, device={self.device})"
+            f"{self.pairs.num_pairs} pairs, map_size={size}, fusion={fusion_name(self.fusion)!r}, "
+            f"gate={gate_name(self.gate)!r}, dtype={self.dtype}, device={self.device})"
         )
 
     def __getitem__(self, indices: Indices) -> Tensor:
-        """Soft labels of a batch: (B, C, H, W) float32 in [0, 1] on `device`; 0 for classes an image does not show.
+        """Soft labels of a batch of whole images, see `soft_labels`: (B, C, H, W) float32 in [0, 1] on `device`.
 
         Example:
             >>> AttentionAccumulator([[1, 0], [1, 1]], (7, 7))[[1, 0, 1]].shape
             torch.Size([3, 2, 7, 7])
         """
-        images = self.pairs.positions(indices)
-        rows, positions, classes = self._indices(*self.pairs.select(images), device=self.device)
-        dense = torch.zeros(len(images), self.pairs.num_classes, *self.map_size, device=self.device)
-        return dense.index_put_((positions, classes), decode(self._maps[rows]))
+        return self.soft_labels(indices)
+
+    def soft_labels(
+        self, indices: Indices, views: Views | None = None, *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Cumulative attention of a batch as its views show it, to train the integral model with augmentation.
+
+        Args:
+            indices: (B,) rows of ``labels``, or names if ``keys`` were given; on the host.
+            views: one `View` for each image, see `update`. None: the whole images.
+            size: (h, w) of the result, read bilinearly (``align_corners=False``). None: ``map_size``.
+
+        Returns:
+            (B, C, h, w) float32 in [0, 1] on `device`; 0 for classes an image does not show, and outside the image.
+
+        Raises:
+            ValueError: images with sizes of their own and no ``size``, views that do not fit the batch.
+            IndexError, KeyError: an index or name the data set does not have.
+
+        Example:
+            >>> from oaa_lib import View
+            >>> accumulator = AttentionAccumulator([[1, 0], [1, 1]], (7, 7))
+            >>> accumulator.soft_labels([1], [View(0, 0, 0.5, 0.5)], size=(14, 14)).shape
+            torch.Size([1, 2, 14, 14])
+
+        Source: paper, section 3.3.
+        """
+        return self._dense("maps", indices, views, size)
+
+    def latest(self, indices: Indices, views: Views | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
+        """The latest accepted attention of a batch's pairs, in the form of `soft_labels`.
+
+        Pixels that the latest view did not show keep what an earlier one showed there.
+
+        Raises:
+            ValueError: built without ``keep_latest=True``; and as `soft_labels`.
+        """
+        self._check_latest()
+        return self._dense("latest", indices, views, size)
 
     def classes(self, index: int | str) -> Tensor:
         """(K,) int64 on the host: the classes of one image, in the order of `attention`."""
@@ -170,8 +325,44 @@ class AttentionAccumulator:
 
     def attention(self, index: int | str) -> Tensor:
         """(K, H, W) float32 in [0, 1] on `device`: the cumulative attention of one image's classes."""
-        rows = self.pairs.select(self.pairs.positions([index])).rows
-        return decode(self._maps[self._indices(rows, device=self.device)[0]])
+        images = self.pairs.positions([index])
+        return self._values("maps", self.pairs.select(images).rows, self._layout.size_of(images))
+
+    @torch.no_grad()
+    def _dense(self, name: str, indices: Indices, views: Views | None, size: tuple[int, int] | None) -> Tensor:
+        images = self.pairs.positions(indices)
+        boxes = None if views is None else check_views(views, len(images))
+        size = self._layout.size_of(images) if size is None else size
+        pairs = self.pairs.select(images)
+        dense = torch.zeros(len(images), self.pairs.num_classes, *size, device=self.device)
+        for stored_size, members in self._layout.group(images[pairs.positions]):
+            positions, classes = pairs.positions[members], pairs.classes[members]
+            values = self._values(name, pairs.rows[members], stored_size)
+            if boxes is not None and not (boxes == WHOLE).all():
+                values, _ = sample(values, into_view(boxes[positions], size))
+            elif stored_size != size:
+                values = _resize(values, size)
+            dense.index_put_(self._to(self.device, positions, classes), values)
+        return dense
+
+    def _values(self, name: str, rows: IntArray, size: tuple[int, int]) -> Tensor:
+        """(K, H, W) float32 maps, as the fusion reads them."""
+        maps = decode(self._store.read(name, Rows(rows, *self._to(self.device, rows)), size))
+        return self.fusion.read(maps) if name == "maps" and self._layout.states > 1 else maps  # type: ignore[attr-defined]
+
+    def _per_image(self, values: Tensor) -> Tensor:
+        """(P,) values as (N, C), 0 where there is no pair."""
+        dense = values.new_zeros(self.pairs.num_images, self.pairs.num_classes)
+        images, classes = self._to(self.device, self.pairs.images(), self.pairs.classes.astype(np.int64))
+        return dense.index_put_((images, classes), values)
+
+    def _check_latest(self) -> None:
+        if "latest" not in self._store.tensors:
+            raise ValueError("expected an accumulator built with keep_latest=True, got one without")
+
+    @staticmethod
+    def _to(device: torch.device, *arrays: npt.NDArray[Any]) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
 
     # Growing it
 
@@ -181,24 +372,29 @@ class AttentionAccumulator:
         indices: Indices,
         score_maps: Tensor,
         logits: Tensor | None = None,
+        views: Views | None = None,
         *,
         normalization: Literal["max", "minmax"] | None = "max",
         fill_empty: bool = False,
     ) -> Self:
         """Fuse the attention of a batch into the maps of its images (Eq. 3 and 4).
 
-        For each image's target classes: normalise (Eq. 2), ask the gate, resize to ``map_size`` (bilinear,
-        ``align_corners=False``), fuse. Images may come in any order and repeat; a repeated one counts each time, in
-        order. A pair is skipped, and counted in `skipped`, if its map, its logit or a non-target logit of its image is
-        NaN or infinite. Nothing is written if an error is raised. On an accelerator nothing waits for the device.
+        For each image's target classes: normalise (Eq. 2), ask the gate, put the map into the image's frame at its
+        ``map_size`` (bilinear, ``align_corners=False``), fuse. Images may come in any order and repeat; a repeated one
+        counts each time, in order. A pair is skipped, and counted in `skipped`, if its map, its logit or a non-target
+        logit of its image is NaN or infinite. Nothing is written if an error is raised. On an accelerator nothing waits
+        for the device.
 
         Args:
             indices: (B,) rows of ``labels``, or names if ``keys`` were given; on the host.
-            score_maps: (B, C, h, w) floating point, raw scores, all classes, in the image's own frame (undo flips
-                first).
+            score_maps: (B, C, h, w) floating point, raw scores, all classes.
             logits: (B, C) floating point, class scores for the gate, in any monotone form. None: the average of
                 ``score_maps``.
-            normalization: as `normalize_attention`; None if ``score_maps`` is attention in [0, 1] already.
+            views: what the network was shown of each image: a sequence of B `View`, a (B, 5) tensor on the host, or one
+                `View` of five (B,) tensors, as a data loader collates it. Pixels of the stored map whose centre a view
+                does not show stay as they are, and a mean counts per pixel. None: the whole images, not flipped.
+            normalization: as `normalize_attention`, over the whole view; None if ``score_maps`` is attention in [0, 1]
+                already.
             fill_empty: let pairs that hold nothing accept this map whatever the gate says (the release's last epoch).
 
         Returns:
@@ -206,8 +402,8 @@ class AttentionAccumulator:
 
         Raises:
             TypeError: not floating point, or a gate that does not return booleans.
-            ValueError: shapes, class count or devices that do not fit, an empty batch; attention outside [0, 1] with
-                ``normalization=None`` (on an accelerator such maps are skipped and counted instead).
+            ValueError: shapes, class count, views or devices that do not fit, an empty batch; attention outside [0, 1]
+                with ``normalization=None`` (on an accelerator such maps are skipped and counted instead).
             IndexError, KeyError: an index or name the data set does not have.
 
         Example:
@@ -220,11 +416,12 @@ class AttentionAccumulator:
         """
         images = self.pairs.positions(indices)
         self._check_batch(len(images), score_maps, logits)
+        boxes = None if views is None else check_views(views, len(images))
         pairs = self.pairs.select(images)
         if not len(pairs.rows):
             return self
-        places = self._indices(pairs.positions, pairs.classes, device=score_maps.device)
-        attention, usable = self._normalize(score_maps[places], normalization)
+        places = self._to(score_maps.device, pairs.positions, pairs.classes)
+        attention, usable = _normalize(score_maps[places], normalization)
         if logits is None and self.gate is not None:
             logits = score_maps.float().mean((-2, -1))  # Eq. 1
         passed = torch.ones_like(usable)
@@ -234,69 +431,90 @@ class AttentionAccumulator:
             usable = usable & finite[places] & (finite | labels).all(1)[places[0]]
             if self.gate is not None:
                 passed = self._ask_gate(logits, labels)[places]
-        attention = attention.where(usable[:, None, None], 0)  # NaN ends here; an unusable map is never written
+        # NaN ends here, and an unusable map is never written.
+        whole = Offer(attention.where(usable[:, None, None], 0), usable, passed, None)
 
-        offer = (attention.to(self.device), usable.to(self.device), passed.to(self.device))
-        rounds = _rounds(pairs, images)
-        rows = pairs.rows if len(rounds) == 1 else np.unique(pairs.rows)
-        (stored,) = self._indices(rows, device=self.device)
-        maps, counts = self._maps[stored], self._counts[stored]
-        if len(rounds) == 1:
-            maps, counts, unusable = self._fuse(maps, counts, offer, fill_empty)
-        else:  # an image occurs more than once: its maps are fused one after the other
-            unusable = torch.zeros_like(self._skipped)
-            for chosen in rounds:
-                at, turn = self._indices(np.searchsorted(rows, pairs.rows[chosen]), chosen, device=self.device)
-                part = (offer[0][turn], offer[1][turn], offer[2][turn])
-                maps[at], counts[at], more = self._fuse(maps[at], counts[at], part, fill_empty)
-                unusable = unusable + more
-        self._maps[stored], self._counts[stored] = maps, counts  # nothing is written before all has gone well
-        self._skipped += unusable
-        self._offered += len(pairs.rows)
+        repeated = len(np.unique(images)) < len(images)
+        changes = []
+        totals = {name: self._store.tensors[name] for name in ("passed", "skipped")}
+        for size, members in self._layout.group(images[pairs.positions]):
+            chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
+            offer = _place(whole.at(members), chosen_boxes, size).to(self.device)
+            self._partial |= offer.seen is not None and "missed" in self._store.tensors
+            change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
+            changes.append(change)
+            (classes,) = self._to(self.device, pairs.classes[members])
+            outcome = {"passed": fine & offer.passed, "skipped": ~fine}
+            totals = {name: total.index_add(0, classes, outcome[name].long()) for name, total in totals.items()}
+        merging.keep_base(self)
+        offered = np.bincount(pairs.classes, minlength=self.pairs.num_classes)
+        self._store.write(changes, totals, {"offered": self._store.hosts["offered"] + offered})
         return self
 
-    def _normalize(self, maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
-        """Raw maps (K, h, w) to attention (K, H, W) in the size of the stored maps, and which (K,) of it is usable."""
-        maps = maps.float()
-        usable = maps.isfinite().flatten(1).all(1)
-        if normalization is None:
-            finite = maps.where(usable[:, None, None], 0)
-            usable &= _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
-            attention = maps.clamp(0, 1)
+    def _fuse_rows(
+        self, rows: IntArray, size: tuple[int, int], offer: Offer, repeated: bool, fill_empty: bool
+    ) -> tuple[Change, Tensor]:
+        """What the offer of a batch changes, and which (K,) of it was fine."""
+        unique = np.unique(rows) if repeated else rows
+        stored = Rows(unique, *self._to(self.device, unique))
+        needed = ("maps", "counts", *(["missed"] if self._partial else []), "latest", "similarity")
+        kept = {name: self._store.read(name, stored, size) for name in needed if name in self._store.tensors}
+        if not repeated:
+            kept, fine = self._fuse(kept, offer, fill_empty)
+            return Change(stored, size, kept), fine
+        fine = torch.zeros_like(offer.usable)
+        for turn in _turns(rows):  # an image occurs more than once: its maps are fused one after the other
+            at, chosen = self._to(self.device, np.searchsorted(unique, rows[turn]), turn)
+            now = {name: values[at] for name, values in kept.items()}
+            new, fine[chosen] = self._fuse(now, offer.at(chosen), fill_empty)
+            for name, values in new.items():
+                kept[name][at] = values
+        return Change(stored, size, kept), fine
+
+    def _fuse(self, kept: dict[str, Tensor], offer: Offer, fill_empty: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """What K pairs keep after one more offer to each, and which (K,) of the offers were fine."""
+        attention, fine, passed, seen = offer
+        maps, counts = kept["maps"], kept["counts"]
+        if type(self.fusion) is MaxFusion:  # Eq. 5; rounding is monotone, so it may come first, which is faster
+            fused = torch.maximum(maps, encode(attention, maps.dtype))
         else:
-            attention = normalize_attention(maps, method=normalization)  # Eq. 2
-        if attention.shape[1:] != self.map_size:
-            attention = F.interpolate(attention[None], self.map_size, mode="bilinear", align_corners=False)[0]
-            attention = attention.clamp(max=1)  # the weights of a resize may add up to a rounding more than 1
-        return attention, usable
+            values = self._ask_fusion(decode(maps), attention, times_seen(counts, kept.get("missed")))
+            if type(self.fusion) not in OUR_FUSIONS:
+                fine = fine & _in_range(values, "the fusion's result", "mend the fusion")
+                values = values.clamp(0, 1)
+            fused = encode(values, maps.dtype)
+        accept = fine & (passed | (counts == 0) if fill_empty else passed)
+        written = accept[:, None, None]
+        if seen is not None:
+            accept = accept & seen.flatten(1).any(1)
+            written = accept[:, None, None] & seen
+        new = {"counts": counts + accept}
+        new["maps"] = torch.where(written[:, None] if fused.ndim == 4 else written, fused, maps)
+        if "missed" in kept:
+            new["missed"] = kept["missed"] if seen is None else kept["missed"] + (accept[:, None, None] & ~seen)
+        if "latest" in kept:
+            before = decode(kept["latest"]) if seen is None else decode(kept["latest"]) * seen
+            cosine = F.cosine_similarity(before.flatten(1), attention.flatten(1))
+            new["similarity"] = torch.where(accept & (counts > 0), 1 + cosine, kept["similarity"])
+            new["latest"] = torch.where(written, encode(attention, kept["latest"].dtype), kept["latest"])
+        return new, fine
 
-    def _fuse(
-        self, maps: Tensor, counts: Tensor, offer: tuple[Tensor, Tensor, Tensor], fill_empty: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Stored maps (K, H, W) and counts (K,) after one more offer to each, and how many offers were unusable.
-
-        An offer is attention (K, H, W), whether it is usable (K,) and whether the gate lets it pass (K,).
-        """
-        attention, usable, passed = offer
-        times = counts[:, None, None]
-        fused = self._ask_fusion(decode(maps), attention, times.clamp(min=1))
-        fused = torch.where(times == 0, attention, fused)  # M_1 = A_1, then Eq. 4
-        if type(self.fusion) not in BUILT_IN:
-            usable = usable & _in_range(fused, "the fusion's result", "mend the fusion")
-            fused = fused.clamp(0, 1)
-        accept = usable & (passed | (counts == 0) if fill_empty else passed)
-        maps = torch.where(accept[:, None, None], encode(fused, self.dtype), maps)
-        return maps, counts + accept, (~usable).sum()
-
-    def _ask_fusion(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
-        if type(self.fusion) in BUILT_IN:
-            return self.fusion(cumulative, attention, count)
-        fused: object = self.fusion(cumulative.clone(), attention.clone(), count)  # copies: it may work in place
-        if not isinstance(fused, Tensor):
-            raise TypeError(f"expected the fusion to return a tensor, got {type(fused).__name__}")
-        if fused.shape != attention.shape:
-            raise ValueError(f"expected the fusion to return shape {tuple(attention.shape)}, got {tuple(fused.shape)}")
-        return fused.float()
+    def _ask_fusion(self, cumulative: Tensor, attention: Tensor, times: Tensor) -> Tensor:
+        """M_t (K, H, W) or (K, S, H, W) float32, from M_{t-1}, A_t (K, H, W) and how often each pixel was seen."""
+        if cumulative.ndim == 4:
+            attention, times = attention[:, None], times[:, None]
+        if type(self.fusion) in OUR_FUSIONS:
+            fused = self.fusion(cumulative, attention, times.clamp(min=1))
+        else:
+            fused = self.fusion(cumulative.clone(), attention.clone(), times.clamp(min=1))  # it may work in place
+            found: object = fused
+            if not isinstance(found, Tensor):
+                raise TypeError(f"expected the fusion to return a tensor, got {type(found).__name__}")
+            if fused.shape != cumulative.shape:
+                raise ValueError(
+                    f"expected the fusion to return shape {tuple(cumulative.shape)}, got {tuple(fused.shape)}"
+                )
+        return torch.where(times == 0, attention, fused.float())  # M_1 = A_1, then Eq. 4
 
     def _ask_gate(self, logits: Tensor, labels: Tensor) -> Tensor:
         assert self.gate is not None
@@ -325,14 +543,12 @@ class AttentionAccumulator:
                 f"expected score_maps and logits on one device, got {score_maps.device} and {logits.device}"
             )
 
-    def _indices(self, *arrays: Any, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-
     # Joining and keeping it
 
-    @torch.no_grad()
     def merge(self, other: "AttentionAccumulator") -> Self:
         """Take in what another accumulator of the same data set has seen, as if this one had seen both streams.
+
+        The latest attention of a pair becomes the other's, where it has one.
 
         Args:
             other: same labels, keys, map size and fusion, on any device; it stays as it is.
@@ -351,47 +567,57 @@ class AttentionAccumulator:
         """
         if not isinstance(other, AttentionAccumulator):
             raise TypeError(f"expected an AttentionAccumulator, got {type(other).__name__}")
-        self._check_same(other.pairs, other.map_size, _name(other.fusion, FUSIONS))
-        if not isinstance(self.fusion, MergeableFusion):
-            raise ValueError(
-                f"fusion {_name(self.fusion, FUSIONS)!r} cannot merge two streams: what it keeps does not tell the "
-                "result of having seen both; give it a merge method if it does"
-            )
-        for start in range(0, self.pairs.num_pairs, MERGE_ROWS):
-            rows = slice(start, start + MERGE_ROWS)
-            ours, theirs = self._maps[rows], other._maps[rows].to(self.device)
-            our_count, their_count = (
-                c[:, None, None] for c in (self._counts[rows], other._counts[rows].to(self.device))
-            )
-            first, second = decode(ours), decode(theirs)
-            merged = self.fusion.merge(first, second, our_count.clamp(min=1), their_count.clamp(min=1))
-            merged = torch.where(our_count == 0, second, torch.where(their_count == 0, first, merged))
-            self._maps[rows] = encode(merged, self.dtype)
-            self._counts[rows] += their_count[:, 0, 0]
-        self._skipped += other._skipped.to(self.device)
-        self._offered += other._offered
+        self._check_same(other.pairs, other._layout, fusion_name(other.fusion))
+        merging.merge(self, other)
+        return self
+
+    def synchronize(self, group: Any = None) -> Self:
+        """Let all processes of a group hold what all of them have seen, as if each had seen every stream.
+
+        Call it on every process, as often as you like: what has been exchanged once is not counted again. A maximum is
+        joined by an all-reduce with MAX, a mean by sums and counts, other fusions map by map (these can be synchronised
+        once only, since what they hold cannot be told apart afterwards). It goes in buckets of 16 MiB. A mean keeps a
+        second copy of its maps from the first update after it on.
+
+        A state from which a run goes on must be loaded by one process alone, or have been saved after a `synchronize`;
+        then all processes may load it, on however many processes it was made.
+
+        Args:
+            group: a ``torch.distributed`` process group, gloo or nccl; None: the default one.
+
+        Returns:
+            self.
+
+        Raises:
+            RuntimeError: ``torch.distributed`` is not initialised.
+            ValueError: on all processes, if they hold different data sets or settings, or have not been synchronised
+                together before; or a fusion that cannot be merged.
+        """
+        merging.synchronize(self, group)
         return self
 
     def reset(self) -> Self:
         """Forget all maps and counts; the pairs stay."""
-        for values in (self._maps, self._counts, self._skipped):
+        for values in self._store.tensors.values():
             values.zero_()
-        self._offered = 0
+        for numbers in self._store.hosts.values():
+            numbers[:] = 0
+        self._base = {}
+        self._partial = self._synchronized = False
         return self
 
     def state_dict(self) -> dict[str, Any]:
         """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps."""
         return {
-            "maps": self._maps,
-            "counts": self._counts,
-            "skipped": self._skipped,
-            "offered": self._offered,
+            **self._store.tensors,
+            **{name: torch.from_numpy(values) for name, values in self._store.hosts.items()},
+            **{f"base_{name}": values for name, values in self._base.items()},
             "offsets": torch.from_numpy(self.pairs.offsets),
             "classes": torch.from_numpy(self.pairs.classes),
             "num_classes": self.pairs.num_classes,
             "keys": self.pairs.keys,
-            "map_size": list(self.map_size),
-            "fusion": _name(self.fusion, FUSIONS),
+            "map_size": list(self._layout.size) if self._layout.size else torch.from_numpy(self.map_size),
+            "fusion": fusion_name(self.fusion),
         }
 
     @torch.no_grad()
@@ -399,10 +625,10 @@ class AttentionAccumulator:
         """Continue from a `state_dict` of the same data set; a copy is taken.
 
         Raises:
-            ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
-                nothing is changed then.
+            ValueError: a state with missing or malformed entries, or of another data set, map size, fusion, dtype or
+                ``keep_latest``; nothing is changed then.
         """
-        ours = self.state_dict()
+        ours = {name: value for name, value in self.state_dict().items() if not name.startswith("base_")}
         missing = set(ours) - set(state)
         if missing:
             raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
@@ -410,52 +636,54 @@ class AttentionAccumulator:
             pairs = PairTable(
                 np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"], state["keys"]
             )
-            map_size, offered = tuple(state["map_size"]), int(state["offered"])
-        except (TypeError, ValueError) as error:
+            layout = MapLayout(pairs, state["map_size"], self._layout.states)
+        except (TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
             ) from error
-        self._check_same(pairs, map_size, state["fusion"])
-        for name in ("maps", "counts", "skipped"):
-            theirs = torch.as_tensor(state[name])
-            if theirs.dtype != ours[name].dtype or theirs.shape != ours[name].shape:
+        self._check_same(pairs, layout, state["fusion"])
+        values = {name: ours[name] for name in (*self._store.tensors, *HOST)}
+        bases = {name: state[name] for name in ("base_maps", "base_missed") if name in state}
+        for name, ours_now in (*values.items(), *((name, values[name.removeprefix("base_")]) for name in bases)):
+            theirs = state[name]
+            if not isinstance(theirs, Tensor) or theirs.dtype != ours_now.dtype or theirs.shape != ours_now.shape:
+                found = f"{tuple(theirs.shape)} and {theirs.dtype}" if isinstance(theirs, Tensor) else repr(theirs)
                 raise ValueError(
-                    f"expected {name} of shape {tuple(ours[name].shape)} and {ours[name].dtype}, got "
-                    f"{tuple(theirs.shape)} and {theirs.dtype}; build the accumulator with the dtype of the state"
+                    f"expected {name} of shape {tuple(ours_now.shape)} and {ours_now.dtype}, got {found}; build the "
+                    "accumulator with the dtype of the state"
                 )
-        for name in ("maps", "counts", "skipped"):
-            ours[name].copy_(torch.as_tensor(state[name]))
-        self._offered = offered
+        for name, ours_now in values.items():
+            ours_now.copy_(state[name])
+        self._base = {name.removeprefix("base_"): base.to(self.device, copy=True) for name, base in bases.items()}
+        self._look()
 
-    def _check_same(self, pairs: PairTable, map_size: Any, fusion: str | None) -> None:
-        difference = self.pairs.difference(pairs)
-        if difference is None and map_size != self.map_size:
-            difference = f"expected map_size {self.map_size}, got {map_size}"
-        if difference is None and fusion != _name(self.fusion, FUSIONS):
-            difference = f"expected fusion {_name(self.fusion, FUSIONS)!r}, got {fusion!r}"
+    def _check_same(self, pairs: PairTable, layout: MapLayout, fusion: str, belonging: str = "the state") -> None:
+        difference = self.pairs.difference(pairs) or self._layout.difference(layout)
+        if difference is None and fusion != fusion_name(self.fusion):
+            difference = f"expected fusion {fusion_name(self.fusion)!r}, got {fusion!r}"
         if difference is not None:
-            raise ValueError(f"the state belongs to another data set or setting: {difference}")
+            raise ValueError(f"{belonging} belongs to another data set or setting: {difference}")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one file (numpy's ``.npz``, no pickle). The file appears whole or not at all.
+    def save(self, path: PathLike) -> None:
+        """Write everything to one file (the layout of safetensors, no pickle). It appears whole or not at all.
 
         Args:
             path: where; an existing file is replaced only once the new one is complete.
         """
-        state = {**self.state_dict(), "gate": _name(self.gate, GATES)}
+        state = self.state_dict()
         arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
-        write_archive(path, arrays, {name: value for name, value in state.items() if name not in arrays})
+        write_file(path, {**arrays, **self._owners()}, self._settings())
 
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         fusion: Fusion | None = None,
         gate: str | Gate | None = "saved",
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Read a file written by `save`; it runs nothing from the file.
+        """Read a file written by `save`, or a copy of one at ``path=``, into memory; it runs nothing from the file.
 
         Args:
             path: the file.
@@ -468,48 +696,77 @@ class AttentionAccumulator:
             ValueError: no accumulator file, a truncated one, or one that needs ``fusion`` or ``gate``.
         """
         name = os.fspath(path)
-        arrays, plain = read_archive(path)
+        arrays, plain = read_file(path)
+        pairs, layout, fusion_was = _read_owners(name, arrays, plain)
+        gate_was = plain.get("gate")
         if gate == "saved":
-            gate = plain["gate"]
-            if gate is not None and gate not in GATES:
-                raise ValueError(f"{name} was made with your own gate {gate!r}; pass it again as gate=")
-        if fusion is None and plain["fusion"] not in FUSIONS:
-            raise ValueError(f"{name} was made with your own fusion {plain['fusion']!r}; pass it again as fusion=")
-        state = {**plain, **{key: torch.from_numpy(array) for key, array in arrays.items()}}
-        pairs = PairTable(arrays["offsets"], arrays["classes"], plain["num_classes"], plain["keys"])
+            if isinstance(gate_was, str) and gate_was.startswith("own:"):
+                raise ValueError(f"{name} was made with your own gate {gate_was!r}; pass it again as gate=")
+            gate = gate_was
+        if fusion is None and fusion_was.startswith("own:"):
+            raise ValueError(f"{name} was made with your own fusion {fusion_was!r}; pass it again as fusion=")
         accumulator = cls.__new__(cls)
-        accumulator._set_up(pairs, plain["map_size"], fusion or plain["fusion"], gate, state["maps"].dtype, device)
+        accumulator._begin(pairs, layout.map_size, fusion or fusion_was, gate)
+        state = {**plain, **{key: torch.from_numpy(array) for key, array in arrays.items()}}
+        state |= {"keys": pairs.keys, "map_size": layout.map_size}
+        dtype = state.get("latest", state["maps"]).dtype
+        accumulator._allocate(accumulator._shapes(dtype, "latest" in state), device)
         accumulator.load_state_dict(state)
         return accumulator
 
+    def _owners(self) -> Arrays:
+        """Who owns the maps, as arrays for a file."""
+        keys = np.frombuffer(json.dumps(self.pairs.keys).encode(), dtype=np.uint8)
+        owners: Arrays = {"offsets": self.pairs.offsets, "classes": self.pairs.classes, "keys": keys}
+        return owners if self._layout.sizes is None else {**owners, "map_size": self._layout.sizes}
 
-def _resolve(what: str, value: Any, known: dict[str, Any]) -> Any:
-    if isinstance(value, str):
-        if value not in known:
-            raise ValueError(f"expected {what} to be one of {sorted(known)} or a callable, got {value!r}")
-        return known[value]
-    if isinstance(value, type):
-        raise TypeError(
-            f"expected {what} to be one of {sorted(known)} or a callable, got the class {value.__name__}; "
-            "pass an instance of it"
-        )
-    if not callable(value):
-        raise TypeError(f"expected {what} to be one of {sorted(known)} or a callable, got {type(value).__name__}")
-    return value
+    def _settings(self) -> dict[str, Any]:
+        """What else a file is bound to, as plain values."""
+        settings: dict[str, Any] = {"num_classes": self.pairs.num_classes, "fusion": fusion_name(self.fusion)}
+        return {**settings, "gate": gate_name(self.gate), "map_size": self._layout.size}
 
 
-def _name(value: Any, known: dict[str, Any]) -> str | None:
-    """The name a fusion or gate is saved under: the built-in one, or "own:" and that of your function or class."""
-    if value is None:
-        return None
-    for name, built_in in known.items():
-        if value is built_in or (type(value) in BUILT_IN and type(value) is type(built_in)):
-            return name
-    return f"own:{getattr(value, '__qualname__', type(value).__qualname__)}"
+def _read_owners(name: str, arrays: Arrays, plain: dict[str, Any]) -> tuple[PairTable, MapLayout, str]:
+    """Whose maps a file holds: the pairs, the sizes, the fusion's name."""
+    try:
+        keys = json.loads(arrays["keys"].tobytes())
+        pairs = PairTable(arrays["offsets"].copy(), arrays["classes"].copy(), plain["num_classes"], keys)
+        fusion = str(plain["fusion"])
+        map_size = arrays["map_size"] if plain["map_size"] is None else plain["map_size"]
+        return pairs, MapLayout(pairs, map_size), fusion
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{name} is no accumulator file, or it is damaged: {error!r}") from error
+
+
+def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
+    """Raw maps (K, h, w) to float32 attention of the same shape, and which (K,) of it is usable."""
+    maps = maps.float()
+    usable = maps.isfinite().flatten(1).all(1)
+    if normalization is not None:
+        return normalize_attention(maps, method=normalization), usable  # Eq. 2
+    finite = maps.where(usable[:, None, None], 0)
+    within = _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
+    return maps.clamp(0, 1), usable & within
+
+
+def _place(offer: Offer, boxes: Floats | None, size: tuple[int, int]) -> Offer:
+    """The offer of score maps that show ``boxes``, put into the frames of their images."""
+    if boxes is None or (boxes == WHOLE).all():
+        return offer._replace(attention=_resize(offer.attention, size))
+    sampling = into_image(boxes, size)
+    attention, seen = sample(offer.attention, sampling)
+    return offer._replace(attention=attention, seen=None if sampling.covers() else seen)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[1:] == size:
+        return maps
+    maps = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    return maps.clamp(max=1)  # the weights of a resize may add up to a rounding more than 1
 
 
 def _in_range(maps: Tensor, what: str, advice: str) -> Tensor:
-    """(K,) bool: maps (K, H, W) within [0, 1], give or take a rounding. On the host one that is not is an error."""
+    """(K,) bool: maps (K, ..., H, W) within [0, 1], give or take a rounding. On the host one outside is an error."""
     within = ((maps >= -1e-4) & (maps <= 1 + 1e-4)).flatten(1).all(1)
     if maps.device.type == "cpu" and not within.all():
         wrong = maps[~within]
@@ -517,12 +774,10 @@ def _in_range(maps: Tensor, what: str, advice: str) -> Tensor:
     return within
 
 
-def _rounds(pairs: PairSelection, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Split a batch's pairs so that no pair occurs twice in a round; one round unless an image is repeated."""
-    if len(np.unique(images)) == len(images):
-        return [np.arange(len(pairs.rows))]
-    order = np.argsort(images, kind="stable")
-    first = np.searchsorted(images[order], images[order])  # where each image's run starts
-    occurrence = np.empty(len(images), dtype=np.int64)
-    occurrence[order] = np.arange(len(images)) - first
-    return [np.flatnonzero(occurrence[pairs.positions] == turn) for turn in range(int(occurrence.max()) + 1)]
+def _turns(rows: IntArray) -> list[IntArray]:
+    """Split the places of a batch's rows so that no row occurs twice in a turn, first occurrences first."""
+    order = np.argsort(rows, kind="stable")
+    first = np.searchsorted(rows[order], rows[order])  # where each row's run starts
+    occurrence = np.empty(len(rows), dtype=np.int64)
+    occurrence[order] = np.arange(len(rows)) - first
+    return [np.flatnonzero(occurrence == turn) for turn in range(int(occurrence.max()) + 1)]

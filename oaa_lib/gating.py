@@ -80,6 +80,37 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
 GATES: dict[str, Gate] = {"score": score_gate, "topk": topk_gate}
 
 
+def resolve_gate(gate: str | Gate) -> Gate:
+    """The gate of a name, or the gate itself.
+
+    Raises:
+        TypeError: neither a name nor a callable.
+        ValueError: an unknown name.
+    """
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise ValueError(f"expected gate to be one of {sorted(GATES)} or a callable, got {gate!r}")
+        return GATES[gate]
+    if isinstance(gate, type):
+        raise TypeError(
+            f"expected gate to be one of {sorted(GATES)} or a callable, got the class {gate.__name__}; "
+            "pass an instance of it"
+        )
+    if not callable(gate):
+        raise TypeError(f"expected gate to be one of {sorted(GATES)} or a callable, got {type(gate).__name__}")
+    return gate
+
+
+def gate_name(gate: Gate | None) -> str | None:
+    """The name a gate is saved under: the built-in one, or "own:" and that of your function or class."""
+    if gate is None:
+        return None
+    for name, built_in in GATES.items():
+        if gate is built_in:
+            return name
+    return f"own:{getattr(gate, '__qualname__', type(gate).__qualname__)}"
+
+
 def _check(logits: Tensor, labels: Tensor) -> None:
     if labels.dtype != torch.bool:
         raise TypeError(f"expected labels as bool, got {labels.dtype}; convert with .bool()")

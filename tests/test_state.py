@@ -1,8 +1,10 @@
 import copy
 import io
+import itertools
 import os
 import pathlib
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -351,10 +353,18 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_rest(step, tmp_path, monke
 def test_a_save_that_breaks_off_within_the_arrays_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     old, new = fill(build()), fill(build(), seed=1)
     old.save(tmp_path / "maps")
-    state = new.state_dict()
-    monkeypatch.setattr(new, "state_dict", lambda: {**state, "keys": object()})  # no plain value: writing must fail
-    with pytest.raises(TypeError):
+    calls = itertools.count()
+    crc32 = zlib.crc32
+
+    def full_disk(*args):
+        if next(calls) == 3:  # the header and two arrays have been written
+            raise OSError(28, "No space left on device")
+        return crc32(*args)
+
+    monkeypatch.setattr(zlib, "crc32", full_disk)
+    with pytest.raises(OSError, match="No space left"):
         new.save(tmp_path / "maps")
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == ["maps"]
     assert same(snapshot(AttentionAccumulator.load(tmp_path / "maps")), snapshot(old))
 

@@ -1,0 +1,183 @@
+"""Where in its image a score map looks: crops and flips, into the image's frame and back.
+
+All geometry is numpy on the host, in relative coordinates (``align_corners=False``): pixel i of n covers
+[i / n, (i + 1) / n] and is sampled at its centre. Resizing an image therefore leaves its view as it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+
+class View(NamedTuple):
+    """The part of an image that a network is shown: a box, then perhaps a horizontal flip of what is in it.
+
+    The box is relative to the image, x to the right and y down: (0, 0, 1, 1) is the whole image. It may reach outside,
+    as after padding. A `View` is a plain tuple of numbers, so data loaders collate it as it is.
+
+    Attributes:
+        left: x of the left edge.
+        top: y of the upper edge.
+        right: x of the right edge, greater than ``left``.
+        bottom: y of the lower edge, greater than ``top``.
+        flip: whether the content of the box is mirrored left to right.
+
+    Example:
+        >>> View().crop(top=0, left=50, height=50, width=50, size=(100, 100)).hflip()
+        View(left=0.5, top=0.0, right=1.0, bottom=0.5, flip=True)
+    """
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+    flip: bool = False
+
+    def crop(self, top: float, left: float, height: float, width: float, *, size: tuple[int, int]) -> "View":
+        """The view of a crop of what this view shows.
+
+        The arguments are named as torchvision's crops report them (``RandomResizedCrop.get_params``, ``make_params``).
+
+        Args:
+            top: first row of the crop, in pixels of the present frame; below 0 where the frame was padded.
+            left: first column, likewise.
+            height: rows.
+            width: columns.
+            size: (H, W) of the present frame, in pixels.
+        """
+        rows, columns = size
+        start, stop = left / columns, (left + width) / columns
+        if self.flip:
+            start, stop = 1 - stop, 1 - start
+        across, down = self.right - self.left, self.bottom - self.top
+        return View(
+            left=self.left + start * across,
+            top=self.top + top / rows * down,
+            right=self.left + stop * across,
+            bottom=self.top + (top + height) / rows * down,
+            flip=self.flip,
+        )
+
+    def pad(self, left: float, top: float, right: float, bottom: float, *, size: tuple[int, int]) -> "View":
+        """The view after padding by so many pixels of the present frame, whose (H, W) is ``size``."""
+        return self.crop(-top, -left, size[0] + top + bottom, size[1] + left + right, size=size)
+
+    def hflip(self) -> "View":
+        """The view after a horizontal flip."""
+        return self._replace(flip=not self.flip)
+
+
+Views: TypeAlias = Sequence[View] | View | Tensor | npt.NDArray[Any]
+
+
+def check_views(views: Views, batch: int) -> Floats:
+    """(B, 5) float64: left, top, right, bottom, flip of each image.
+
+    Args:
+        views: a sequence of B `View` (or 5-tuples), a (B, 5) array or tensor on the host, or one `View` of five (B,)
+            tensors, as a data loader collates it.
+        batch: B.
+    """
+    given: Any = views
+    if isinstance(views, View) and not np.isscalar(views.left):
+        columns = [_on_the_host(column) for column in given]
+        if any(column.shape != (batch,) for column in columns):
+            raise ValueError(f"expected one view for each of the {batch} images, got {columns[0].shape} of them")
+        boxes = np.stack(columns, axis=1)
+    elif isinstance(views, (Tensor, np.ndarray)):
+        boxes = _on_the_host(views)
+    elif isinstance(views, View) or not isinstance(views, Sequence):
+        raise TypeError(f"expected one View per image, got {type(views).__name__} alone; pass a list of them")
+    else:
+        try:
+            boxes = np.array([[float(value) for value in view] for view in given])
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"expected views as View(left, top, right, bottom, flip), got {views!r}") from error
+    if boxes.shape != (batch, 5):
+        raise ValueError(
+            f"expected one view (left, top, right, bottom, flip) for each of the {batch} images, got {boxes.shape}"
+        )
+    if (
+        not np.isfinite(boxes).all()
+        or not (boxes[:, 2:4] > boxes[:, :2]).all()
+        or not np.isin(boxes[:, 4], (0, 1)).all()
+    ):
+        raise ValueError(
+            "expected finite views with left < right, top < bottom and flip 0 or 1, in relative coordinates, got "
+            f"{views!r}"
+        )
+    return boxes
+
+
+class Sampling(NamedTuple):
+    """Where each of B frames takes its pixels from.
+
+    Attributes:
+        x: (B, W) positions in the source, in [0, 1] from its left to its right edge; outside where not ``inside_x``.
+        y: (B, H) likewise, from top to bottom.
+        inside_x: (B, W) bool, which columns the source covers.
+        inside_y: (B, H) bool, which rows.
+    """
+
+    x: Floats
+    y: Floats
+    inside_x: npt.NDArray[np.bool_]
+    inside_y: npt.NDArray[np.bool_]
+
+    def covers(self) -> bool:
+        """Whether the source covers all of every frame."""
+        return bool(self.inside_x.all() and self.inside_y.all())
+
+
+def into_image(boxes: Floats, size: tuple[int, int]) -> Sampling:
+    """For each pixel of (H, W) frames of the image: where in the view it is."""
+    left, top, right, bottom, flip = (column[:, None] for column in boxes.T)
+    x = (_centres(size[1]) - left) / (right - left)
+    y = (_centres(size[0]) - top) / (bottom - top)
+    return _sampling(np.where(flip, 1 - x, x), y)
+
+
+def into_view(boxes: Floats, size: tuple[int, int]) -> Sampling:
+    """For each pixel of (h, w) frames of the view: where in the image it is."""
+    left, top, right, bottom, flip = (column[:, None] for column in boxes.T)
+    x = _centres(size[1])
+    x = np.where(flip, 1 - x, x)
+    return _sampling(left + x * (right - left), top + _centres(size[0]) * (bottom - top))
+
+
+def sample(maps: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Bilinear values of maps (K, h, w) at K x H x W places, and where (K, H, W) bool these lie inside; 0 elsewhere.
+
+    Between the outermost pixel centres and the edge the outermost value continues, as in a resize.
+    """
+    centred = [(2 * places - 1).astype(np.float32) for places in (sampling.x, sampling.y)]
+    arrays = (*centred, sampling.inside_x, sampling.inside_y)
+    x, y, inside_x, inside_y = (torch.from_numpy(array).to(maps.device, non_blocking=True) for array in arrays)
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
+    columns, rows = x[:, None, :].expand(inside.shape), y[:, :, None].expand(inside.shape)
+    grid = torch.stack([columns, rows], dim=-1)
+    values = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+    return values.where(inside, 0), inside
+
+
+def _centres(pixels: int) -> Floats:
+    return (np.arange(pixels) + 0.5) / pixels
+
+
+def _sampling(x: Floats, y: Floats) -> Sampling:
+    return Sampling(x, y, (x >= 0) & (x <= 1), (y >= 0) & (y <= 1))
+
+
+def _on_the_host(values: Any) -> Floats:
+    if isinstance(values, Tensor) and values.device.type != "cpu":
+        raise ValueError(
+            f"expected views on the host, got a tensor on {values.device}; reading it would wait for the device"
+        )
+    return np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
