@@ -12,6 +12,7 @@ from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, mult
 from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
 from oaa_lib.views import View
+from oaa_lib.watching import Snapshots, Statistics
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,8 @@ __all__ = [
     "MeanFusion",
     "MultiLabelCrossEntropy",
     "NoisyOr",
+    "Snapshots",
+    "Statistics",
     "View",
     "hybrid_loss",
     "multilabel_cross_entropy",

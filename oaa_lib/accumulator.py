@@ -1,6 +1,7 @@
 """The cumulative attention maps of a data set, and the online update that grows them (paper, section 3.2)."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from oaa_lib import merging
-from oaa_lib.cam import normalize_attention
+from oaa_lib.cam import normalize_with_peak
 from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, times_seen
@@ -33,26 +34,30 @@ class Offer(NamedTuple):
     """What a batch brings to K maps of one size.
 
     Attributes:
-        attention: (K, H, W) float32 in [0, 1]; 0 where it is not usable or not seen.
-        usable: (K,) bool, finite and in range.
+        attention: (K, H, W) float32 in [0, 1] where it is fine; 0 where it is not seen.
+        fine: (K,) bool, finite and in range.
         passed: (K,) bool, the gate's word.
         seen: (K, H, W) bool, the pixels that the views show; None: all.
     """
 
     attention: Tensor
-    usable: Tensor
+    fine: Tensor
     passed: Tensor
     seen: Tensor | None
 
     def to(self, device: torch.device) -> "Offer":
         """The same on another device."""
+        if device == self.attention.device:
+            return self
         seen = None if self.seen is None else self.seen.to(device)
-        return Offer(self.attention.to(device), self.usable.to(device), self.passed.to(device), seen)
+        return Offer(self.attention.to(device), self.fine.to(device), self.passed.to(device), seen)
 
     def at(self, places: Tensor | IntArray | slice) -> "Offer":
         """The offer to some of the maps."""
+        if isinstance(places, slice):  # all of them
+            return self
         seen = None if self.seen is None else self.seen[places]
-        return Offer(self.attention[places], self.usable[places], self.passed[places], seen)
+        return Offer(self.attention[places], self.fine[places], self.passed[places], seen)
 
 
 class AttentionAccumulator:
@@ -144,10 +149,9 @@ class AttentionAccumulator:
             "maps": (getattr(self.fusion, "storage_dtype", dtype), self._layout.shape("maps")),
             "counts": (torch.int32, (num_pairs,)),  # maps accepted by each pair
             "synchronized": (torch.int32, (num_pairs,)),  # of these, the ones that all processes know of
-            "passed": (torch.int64, (num_classes,)),
             "skipped": (torch.int64, (num_classes,)),
             "offered": (torch.int64, (num_classes,)),
-            "totals_then": (torch.int64, (3, num_classes)),  # these three as of the last synchronize
+            "totals_then": (torch.int64, (2, num_classes)),  # these two as of the last synchronize
         }
         if not getattr(self.fusion, "zero_is_neutral", False):
             shapes["missed"] = (torch.int32, self._layout.shape("missed"))  # accepted maps that did not show the pixel
@@ -209,6 +213,11 @@ class AttentionAccumulator:
         return self._store.tensors["maps"].dtype
 
     @property
+    def keeps_latest(self) -> bool:
+        """Whether it was built with ``keep_latest=True``."""
+        return "latest" in self._store.tensors
+
+    @property
     def accumulated(self) -> Tensor:
         """(N, C) bool on `device`: pairs that hold something."""
         return self.counts > 0
@@ -254,12 +263,14 @@ class AttentionAccumulator:
             >>> accumulator.update([1], torch.rand(1, 2, 7, 7)).statistics().never_accumulated
             tensor([1, 0])
         """
-        tensors = self._store.tensors
-        (classes,) = self._to(self.device, self.pairs.classes.astype(np.int64))
-        empty = torch.zeros_like(tensors["passed"]).index_add_(0, classes, (tensors["counts"] == 0).long())
-        passed, skipped, never = torch.stack([tensors["passed"], tensors["skipped"], empty]).cpu()
+        counts, skipped = self._store.tensors["counts"], self._store.tensors["skipped"]
+        (classes,) = self._to(self.device, self.pairs.classes)
+        accepted, empty = (
+            torch.zeros_like(skipped).index_add_(0, classes, values.long()) for values in (counts, counts == 0)
+        )
+        accepted, skipped, empty = torch.stack([accepted, skipped, empty]).cpu()
         pairs = torch.from_numpy(np.bincount(self.pairs.classes, minlength=self.pairs.num_classes))
-        return Statistics(torch.from_numpy(self._store.hosts["offered"].copy()), passed, skipped, pairs, never)
+        return Statistics(torch.from_numpy(self._store.hosts["offered"].copy()), accepted, skipped, pairs, empty)
 
     def __len__(self) -> int:
         return self.pairs.num_images
@@ -353,11 +364,11 @@ class AttentionAccumulator:
     def _per_image(self, values: Tensor) -> Tensor:
         """(P,) values as (N, C), 0 where there is no pair."""
         dense = values.new_zeros(self.pairs.num_images, self.pairs.num_classes)
-        images, classes = self._to(self.device, self.pairs.images(), self.pairs.classes.astype(np.int64))
+        images, classes = self._to(self.device, self.pairs.images(), self.pairs.classes)
         return dense.index_put_((images, classes), values)
 
     def _check_latest(self) -> None:
-        if "latest" not in self._store.tensors:
+        if not self.keeps_latest:
             raise ValueError("expected an accumulator built with keep_latest=True, got one without")
 
     @staticmethod
@@ -420,23 +431,25 @@ class AttentionAccumulator:
         pairs = self.pairs.select(images)
         if not len(pairs.rows):
             return self
-        places = self._to(score_maps.device, pairs.positions, pairs.classes)
-        attention, usable = _normalize(score_maps[places], normalization)
+        (places,) = self._to(score_maps.device, pairs.positions * self.pairs.num_classes + pairs.classes)
+        attention, fine = _normalize(score_maps.flatten(0, 1).index_select(0, places), normalization)
         if logits is None and self.gate is not None:
             logits = score_maps.float().mean((-2, -1))  # Eq. 1
-        passed = torch.ones_like(usable)
+        passed = None
         if logits is not None:
-            labels = torch.zeros_like(logits, dtype=torch.bool).index_put_(places, passed)
+            labels = np.zeros(logits.shape, dtype=np.bool_)
+            labels[pairs.positions, pairs.classes] = True
+            (targets,) = self._to(logits.device, labels)
             finite = logits.isfinite()
-            usable = usable & finite[places] & (finite | labels).all(1)[places[0]]
+            fine = fine & (finite & (finite | targets).all(1, keepdim=True)).flatten().index_select(0, places)
             if self.gate is not None:
-                passed = self._ask_gate(logits, labels)[places]
-        # NaN ends here, and an unusable map is never written.
-        whole = Offer(attention.where(usable[:, None, None], 0), usable, passed, None)
+                passed = self._ask_gate(logits, targets).flatten().index_select(0, places)
+        if type(self.fusion) not in OUR_FUSIONS:
+            attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
 
-        repeated = len(np.unique(images)) < len(images)
-        changes = []
-        totals = {name: self._store.tensors[name] for name in ("passed", "skipped")}
+        repeated = len(set(images.tolist())) < len(images)
+        whole = Offer(attention, fine, torch.ones_like(fine) if passed is None else passed, None)
+        changes, skipped = [], self._store.tensors["skipped"]
         for size, members in self._layout.group(images[pairs.positions]):
             chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
             offer = _place(whole.at(members), chosen_boxes, size).to(self.device)
@@ -444,11 +457,10 @@ class AttentionAccumulator:
             change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
             changes.append(change)
             (classes,) = self._to(self.device, pairs.classes[members])
-            outcome = {"passed": fine & offer.passed, "skipped": ~fine}
-            totals = {name: total.index_add(0, classes, outcome[name].long()) for name, total in totals.items()}
+            skipped = skipped.index_add(0, classes, (~fine).long())
         merging.keep_base(self)
-        offered = np.bincount(pairs.classes, minlength=self.pairs.num_classes)
-        self._store.write(changes, totals, {"offered": self._store.hosts["offered"] + offered})
+        offered = self._store.hosts["offered"] + np.bincount(pairs.classes, minlength=self.pairs.num_classes)
+        self._store.write(changes, {"skipped": skipped}, {"offered": offered})
         return self
 
     def _fuse_rows(
@@ -462,7 +474,7 @@ class AttentionAccumulator:
         if not repeated:
             kept, fine = self._fuse(kept, offer, fill_empty)
             return Change(stored, size, kept), fine
-        fine = torch.zeros_like(offer.usable)
+        fine = torch.zeros_like(offer.fine)
         for turn in _turns(rows):  # an image occurs more than once: its maps are fused one after the other
             at, chosen = self._to(self.device, np.searchsorted(unique, rows[turn]), turn)
             now = {name: values[at] for name, values in kept.items()}
@@ -475,26 +487,26 @@ class AttentionAccumulator:
         """What K pairs keep after one more offer to each, and which (K,) of the offers were fine."""
         attention, fine, passed, seen = offer
         maps, counts = kept["maps"], kept["counts"]
-        if type(self.fusion) is MaxFusion:  # Eq. 5; rounding is monotone, so it may come first, which is faster
-            fused = torch.maximum(maps, encode(attention, maps.dtype))
+        accept = fine & (passed | (counts == 0) if fill_empty else passed)
+        if seen is not None:
+            accept = accept & seen.flatten(1).any(1)
+        if type(self.fusion) is MaxFusion and maps.dtype == torch.uint8:
+            # Eq. 5. Rounding is monotone and 0 is neutral: what is accepted can be rounded and masked first.
+            fused = torch.maximum(maps, encode(attention, maps.dtype) * accept[:, None, None])
         else:
             values = self._ask_fusion(decode(maps), attention, times_seen(counts, kept.get("missed")))
             if type(self.fusion) not in OUR_FUSIONS:
-                fine = fine & _in_range(values, "the fusion's result", "mend the fusion")
-                values = values.clamp(0, 1)
-            fused = encode(values, maps.dtype)
-        accept = fine & (passed | (counts == 0) if fill_empty else passed)
-        written = accept[:, None, None]
-        if seen is not None:
-            accept = accept & seen.flatten(1).any(1)
-            written = accept[:, None, None] & seen
-        new = {"counts": counts + accept}
-        new["maps"] = torch.where(written[:, None] if fused.ndim == 4 else written, fused, maps)
+                within = _in_range(values, "the fusion's result", "mend the fusion")
+                fine, accept, values = fine & within, accept & within, values.clamp(0, 1)
+            written = accept[:, None, None] if seen is None else accept[:, None, None] & seen
+            fused = torch.where(written[:, None] if maps.ndim == 4 else written, encode(values, maps.dtype), maps)
+        new = {"maps": fused, "counts": counts + accept}
         if "missed" in kept:
             new["missed"] = kept["missed"] if seen is None else kept["missed"] + (accept[:, None, None] & ~seen)
         if "latest" in kept:
             before = decode(kept["latest"]) if seen is None else decode(kept["latest"]) * seen
             cosine = F.cosine_similarity(before.flatten(1), attention.flatten(1))
+            written = accept[:, None, None] if seen is None else accept[:, None, None] & seen
             new["similarity"] = torch.where(accept & (counts > 0), 1 + cosine, kept["similarity"])
             new["latest"] = torch.where(written, encode(attention, kept["latest"].dtype), kept["latest"])
         return new, fine
@@ -741,9 +753,11 @@ def _read_owners(name: str, arrays: Arrays, plain: dict[str, Any]) -> tuple[Pair
 def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
     """Raw maps (K, h, w) to float32 attention of the same shape, and which (K,) of it is usable."""
     maps = maps.float()
-    usable = maps.isfinite().flatten(1).all(1)
+    lowest = maps.amin((-2, -1))
     if normalization is not None:
-        return normalize_attention(maps, method=normalization), usable  # Eq. 2
+        attention, peak = normalize_with_peak(maps, normalization)  # Eq. 2
+        return attention, (lowest > -math.inf) & (peak.view(-1) < math.inf)  # False for NaN
+    usable = (lowest > -math.inf) & (maps.amax((-2, -1)) < math.inf)
     finite = maps.where(usable[:, None, None], 0)
     within = _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
     return maps.clamp(0, 1), usable & within

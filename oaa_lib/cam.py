@@ -48,13 +48,18 @@ def normalize_attention(score_maps: Tensor, *, method: Literal["max", "minmax"] 
         raise TypeError(f"expected score maps as a floating point tensor, got {found}; convert with .float()")
     if score_maps.ndim < 2 or 0 in score_maps.shape[-2:]:
         raise ValueError(f"expected score maps of shape (..., h, w) with h, w >= 1, got {tuple(score_maps.shape)}")
+    return normalize_with_peak(score_maps, method)[0]
+
+
+def normalize_with_peak(score_maps: Tensor, method: Literal["max", "minmax"]) -> tuple[Tensor, Tensor]:
+    """Attention as `normalize_attention` gives it, and the greatest positive score (..., 1, 1) of each map."""
     if method not in ("max", "minmax"):
         raise ValueError(f"expected method 'max' or 'minmax', got {method!r}")
     positive = score_maps.relu()
     if method == "minmax":
         positive = positive - positive.amin((-2, -1), keepdim=True)
     peak = positive.amax((-2, -1), keepdim=True)
-    return positive / peak.masked_fill(peak == 0, 1)  # 0 / 1 where nothing is positive
+    return positive / peak.masked_fill(peak == 0, 1), peak  # 0 / 1 where nothing is positive
 
 
 class CAMHead(nn.Module):

@@ -31,8 +31,8 @@ def merge(into: "AttentionAccumulator", other: "AttentionAccumulator") -> None:
         kept = _read(into, rows, size)
         arrived = {name: values.to(into.device) for name, values in _read(other, _rows(other, host), size).items()}
         ours.write([Change(rows, size, _joined(into, kept, arrived))], {}, {})
-    totals = {name: ours.tensors[name] + theirs.tensors[name].to(into.device) for name in ("passed", "skipped")}
-    ours.write([], totals, {"offered": ours.hosts["offered"] + theirs.hosts["offered"]})
+    skipped = ours.tensors["skipped"] + theirs.tensors["skipped"].to(into.device)
+    ours.write([], {"skipped": skipped}, {"offered": ours.hosts["offered"] + theirs.hosts["offered"]})
 
 
 def keep_base(accumulator: "AttentionAccumulator") -> None:
@@ -66,13 +66,11 @@ def synchronize(accumulator: "AttentionAccumulator", group: Any) -> None:
         _exchange_means(accumulator, exchange)
     else:
         _exchange_maps(accumulator, exchange)
-    now = np.stack([tensors["passed"].cpu().numpy(), tensors["skipped"].cpu().numpy(), hosts["offered"]])
-    new = torch.from_numpy(now - hosts["totals_then"])
+    new = torch.from_numpy(np.stack([tensors["skipped"].cpu().numpy(), hosts["offered"]]) - hosts["totals_then"])
     exchange.reduce(new, dist.ReduceOp.SUM)
-    total = hosts["totals_then"] + new.numpy()
-    tensors["passed"].copy_(torch.from_numpy(total[0]))
-    tensors["skipped"].copy_(torch.from_numpy(total[1]))
-    hosts["offered"][:], hosts["totals_then"][:] = total[2], total
+    hosts["totals_then"] += new.numpy()
+    tensors["skipped"].copy_(torch.from_numpy(hosts["totals_then"][0]))
+    hosts["offered"][:] = hosts["totals_then"][1]
     accumulator._base = {}
     accumulator._look()
 

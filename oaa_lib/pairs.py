@@ -27,7 +27,7 @@ class PairSelection(NamedTuple):
 
 
 class PairTable:
-    """The target classes of every image, in compressed rows: 4 bytes a pair and 8 an image.
+    """The target classes of every image, in compressed rows: 8 bytes a pair and 8 an image.
 
     Everything here is numpy on the host, so that looking a pair up never waits for an accelerator.
 
@@ -42,7 +42,7 @@ class PairTable:
         self, offsets: IntArray, classes: IntArray, num_classes: int, keys: Sequence[str] | None = None
     ) -> None:
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
-        self.classes = np.ascontiguousarray(classes, dtype=np.int32)
+        self.classes = np.ascontiguousarray(classes, dtype=np.int64)
         self.num_classes = num_classes
         self.keys = None if keys is None else _checked_keys(keys, self.num_images)
         self._position_of = None if self.keys is None else {key: i for i, key in enumerate(self.keys)}
@@ -118,7 +118,7 @@ class PairTable:
             return np.array([self._position_of[key] for key in values.tolist()])
         if values.dtype.kind not in "iu":
             raise TypeError(f"expected integer indices or names, got {values.dtype}")
-        if values.min() < 0 or values.max() >= self.num_images:
+        if (values.astype(np.uint64) >= self.num_images).any():  # below 0 is very large
             wrong = values[(values < 0) | (values >= self.num_images)][0]
             raise IndexError(f"expected indices in 0..{self.num_images - 1}, got {wrong}")
         return values.astype(np.int64)
@@ -128,9 +128,8 @@ class PairTable:
         starts = self.offsets[images]
         counts = self.offsets[images + 1] - starts
         positions = np.repeat(np.arange(len(images)), counts)
-        within = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = starts[positions] + within
-        return PairSelection(rows, positions, self.classes[rows].astype(np.int64))
+        rows = np.arange(len(positions)) + (starts - np.cumsum(counts) + counts)[positions]
+        return PairSelection(rows, positions, self.classes[rows])
 
     def difference(self, other: "PairTable") -> str | None:
         """What tells the other table from this one, in words; None if nothing does."""

@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,13 +117,16 @@ class MappedFile:
 
     def __init__(self, path: PathLike) -> None:
         self._file = open(path, "r+b")  # noqa: SIM115 (stays open: it holds the lock)
+        weakref.finalize(self, self._file.close)
         with _naming(path):
             self._entries, self.plain = _parse(self._file)
             if not {"journal", "recorded"} <= set(self._entries):
                 raise ValueError("it was written by save(); read it with AttentionAccumulator.load")
-        self._content = np.frombuffer(mmap.mmap(self._file.fileno(), 0), dtype=np.uint8)
-        self.arrays = {name: _array(self._content, entry) for name, entry in self._entries.items()}
-        self._journal, self._recorded = self.arrays.pop("journal"), self.arrays.pop("recorded")
+            self._content = np.frombuffer(mmap.mmap(self._file.fileno(), 0), dtype=np.uint8)
+            self.arrays = {name: _array(self._content, entry) for name, entry in self._entries.items()}
+            self._journal, self._recorded = self.arrays.pop("journal"), self.arrays.pop("recorded")
+            if (self._journal.dtype, self._recorded.dtype, self._recorded.shape) != (np.uint8, np.int64, (1,)):
+                raise ValueError("its journal is damaged")
         self.capacity = len(self._journal)
 
     @staticmethod
@@ -140,13 +144,11 @@ class MappedFile:
             FileExistsError: there is a file already.
             OSError: the disk is full, the folder is missing.
         """
-        if os.path.lexists(path):
-            raise FileExistsError(f"{os.fspath(path)} exists; pass resume=True to go on with it, or take another path")
         shapes = {**shapes, **{name: (array.dtype, array.shape) for name, array in fixed.items()}}
         shapes["recorded"] = (np.dtype(np.int64), (1,))
         shapes["journal"] = (np.dtype(np.uint8), (max(JOURNAL_BYTES, 2 * largest_change),))
         header, entries = _plan(shapes, plain, checked=False)
-        with _replacing(path) as file:
+        with _replacing(path, new=True) as file:
             size = max(entry.stop for entry in entries.values())
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now; met later it ends the process
@@ -163,6 +165,12 @@ class MappedFile:
         Raises:
             BlockingIOError: another process has locked the file.
         """
+        self._claim()
+        with _naming(self._file.name):
+            _replay(self._content, self._entries)
+        self.settle()
+
+    def _claim(self) -> None:
         if fcntl is not None:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,12 +178,14 @@ class MappedFile:
                 raise BlockingIOError(
                     f"{self._file.name} is in use by another process; give every process a path of its own"
                 ) from error
-        with _naming(self._file.name):
-            _replay(self._content, self._entries)
-        self.settle()
 
     def record(self, spans: Sequence[Span]) -> None:
-        """Keep a copy of changes that are about to be made, `capacity` bytes at most."""
+        """Keep a copy of changes that are about to be made, `capacity` bytes at most.
+
+        Raises:
+            BlockingIOError: the file is in use by another process; it stays as it is.
+        """
+        self._claim()  # again, for the system unlocks a file once its process closes it anywhere, as after a `load`
         stop = 0
         for name, starts, rows in spans:
             values = _bytes(rows).reshape(len(starts), -1)
@@ -191,18 +201,24 @@ class MappedFile:
 
 
 def _replay(content: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> None:
-    """Make the changes that a file's journal holds; making them twice does no harm."""
+    """Make the changes that a file's journal holds; making them twice does no harm. A damaged one changes nothing."""
     journal, end = _array(content, entries["journal"]), int(_array(content, entries["recorded"])[0])
-    at = 0
+    damaged = ValueError("its journal is damaged")
+    if not 0 <= end <= len(journal):
+        raise damaged
+    first, changes, at = min(entry.start for entry in entries.values()), [], 0
     while at < end:
         count, length = journal[at : at + 16].view(np.int64).tolist()
-        places = journal[at + 16 : at + 16 + 8 * count].view(np.int64)
-        at += 16 + 8 * count
-        values = journal[at : at + count * length].reshape(count, length)
-        at += count * length
-        if at > end or places.min() < 0 or places.max() + length > len(content):
-            raise ValueError("its journal is damaged")
-        for place, value in zip(places.tolist(), values, strict=True):
+        middle, stop = at + 16 + 8 * count, at + 16 + (8 + length) * count
+        if min(count, length) < 1 or stop > end:
+            raise damaged
+        places, values = journal[at + 16 : middle].view(np.int64), journal[middle:stop].reshape(count, length)
+        if places.min() < first or places.max() > len(content) - length:
+            raise damaged
+        changes.append((places.tolist(), values))
+        at = stop
+    for places, values in changes:
+        for place, value in zip(places, values, strict=True):
             content[place : place + length] = value
 
 
@@ -257,18 +273,37 @@ def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _replacing(path: PathLike) -> Iterator[BinaryIO]:
-    """A new file beside ``path`` that takes its place once it is complete and on the disk."""
+def _replacing(path: PathLike, *, new: bool = False) -> Iterator[BinaryIO]:
+    """A file beside ``path`` that takes its place once it is complete and on the disk; or, if it must be new, fails."""
     target = Path(path)
+    if new and os.path.lexists(target):
+        raise _exists(target)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        if new:
+            _link(partial, target)
+        else:
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, target: Path) -> None:
+    """Give a file its name, unless another process has made one of that name meanwhile."""
+    try:
+        os.link(partial, target)
+    except FileExistsError as error:
+        raise _exists(target) from error
+    except OSError:  # a file system without links, where that process goes unnoticed
+        os.replace(partial, target)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} exists; pass resume=True to go on with it, or take another path")
 
 
 @contextlib.contextmanager
