@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from oaa_lib.pairs import IntArray, PairTable
 from oaa_lib.storage import Arrays, MappedFile, Span
@@ -249,7 +250,7 @@ class PairStore:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether numpy can take its rows, which it does several times faster than torch: a real tensor on the host."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu"
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_in_torch_dispatch_mode()
 
 
 def _integers(values: Any) -> IntArray | None:
