@@ -423,7 +423,7 @@ def main() -> None:
     columns = {f"{title}\n{row['reported']:.1f}": (maps, row["threshold"]) for title, maps, row in shown}
     draw_contact_sheet(args.out / "contact_sheet.png", columns, images, labels, masks, pseudo_labels)
     draw_curves(args.out / "cue_miou_over_epochs.png", diary, rows)
-    accumulators["max"].save(args.out / "maps.npz")
+    accumulators["max"].save(args.out / "maps.safetensors")
     (args.out / "results.json").write_text(json.dumps(results, indent=2))
     for i, label in enumerate(pseudo_labels.numpy().astype(np.uint8)):
         png = Image.fromarray(label, mode="P")

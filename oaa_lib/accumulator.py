@@ -17,17 +17,16 @@ from oaa_lib import merging
 from oaa_lib.cam import normalize_with_peak
 from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
-from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, times_seen
+from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, is_plain, times_seen
 from oaa_lib.pairs import IntArray, PairTable
-from oaa_lib.storage import Arrays, MappedFile, PathLike, read_file, write_file
-from oaa_lib.views import Floats, Views, check_views, into_image, into_view, sample
+from oaa_lib.storage import Arrays, MappedFile, PathLike, naming, read_file, write_file
+from oaa_lib.views import Floats, Views, check_views, flips_only, into_image, into_view, mirror, sample
 from oaa_lib.watching import Statistics
 
 Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
 Shapes: TypeAlias = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 OUR_FUSIONS = tuple(type(fusion) for fusion in FUSIONS.values())
 HOST = ("offered", "totals_then")  # kept by the host, wherever the maps live
-WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0)  # the view that shows the image as it is
 
 
 class Offer(NamedTuple):
@@ -169,19 +168,14 @@ class AttentionAccumulator:
         self._use(tensors, {name: np.zeros(shapes[name][1], dtype=np.int64) for name in HOST})
 
     def _open(self, path: PathLike, shapes: Shapes, resume: bool) -> None:
-        name = os.fspath(path)
-        kinds = {key: (np.dtype(str(dtype).removeprefix("torch.")), shape) for key, (dtype, shape) in shapes.items()}
+        name, largest_change = os.fspath(path), self._layout.largest_change(shapes)
         if not (resume and os.path.exists(path)):
-            MappedFile.create(path, kinds, self._owners(), self._settings(), self._layout.largest_change(shapes))
+            MappedFile.create(path, _kinds(shapes), self._owners(), self._settings(), largest_change)
         file = MappedFile(path)
         self._check_same(*_read_owners(name, file.arrays, file.plain), belonging=name)
-        for key in kinds.keys() | (file.arrays.keys() & {"latest"}):
-            found, expected = file.arrays.get(key), kinds.get(key)
-            arrived = None if found is None else (found.dtype, found.shape)
-            if arrived != expected:
-                raise ValueError(f"{name} has another dtype or keep_latest: expected {key} {expected}, got {arrived}")
-        file.lock()
-        tensors = {key: torch.from_numpy(file.arrays[key]) for key in kinds if key not in HOST}
+        _check_kinds(name, file.arrays, _kinds(shapes))
+        file.lock(largest_change)
+        tensors = {key: torch.from_numpy(file.arrays[key]) for key in shapes if key not in HOST}
         self._use(tensors, {key: file.arrays[key] for key in HOST}, file)
         self._look()
 
@@ -349,10 +343,10 @@ class AttentionAccumulator:
         for stored_size, members in self._layout.group(images[pairs.positions]):
             positions, classes = pairs.positions[members], pairs.classes[members]
             values = self._values(name, pairs.rows[members], stored_size)
-            if boxes is not None and not (boxes == WHOLE).all():
+            if boxes is None or flips_only(boxes):
+                values = _resize(values if boxes is None else mirror(values, boxes[positions]), size)
+            else:
                 values, _ = sample(values, into_view(boxes[positions], size))
-            elif stored_size != size:
-                values = _resize(values, size)
             dense.index_put_(self._to(self.device, positions, classes), values)
         return dense
 
@@ -435,20 +429,22 @@ class AttentionAccumulator:
         attention, fine = _normalize(score_maps.flatten(0, 1).index_select(0, places), normalization)
         if logits is None and self.gate is not None:
             logits = score_maps.float().mean((-2, -1))  # Eq. 1
-        passed = None
+        passed = torch.ones_like(fine)
         if logits is not None:
             labels = np.zeros(logits.shape, dtype=np.bool_)
             labels[pairs.positions, pairs.classes] = True
             (targets,) = self._to(logits.device, labels)
             finite = logits.isfinite()
-            fine = fine & (finite & (finite | targets).all(1, keepdim=True)).flatten().index_select(0, places)
+            if not _known_true(finite):
+                fine = fine & (finite & (finite | targets).all(1, keepdim=True)).flatten().index_select(0, places)
+                logits = logits.nan_to_num(-math.inf)
             if self.gate is not None:
                 passed = self._ask_gate(logits, targets).flatten().index_select(0, places)
         if type(self.fusion) not in OUR_FUSIONS:
             attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
 
         repeated = len(set(images.tolist())) < len(images)
-        whole = Offer(attention, fine, torch.ones_like(fine) if passed is None else passed, None)
+        whole = Offer(attention, fine, passed, None)
         changes, skipped = [], self._store.tensors["skipped"]
         for size, members in self._layout.group(images[pairs.positions]):
             chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
@@ -456,8 +452,9 @@ class AttentionAccumulator:
             self._partial |= offer.seen is not None and "missed" in self._store.tensors
             change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
             changes.append(change)
-            (classes,) = self._to(self.device, pairs.classes[members])
-            skipped = skipped.index_add(0, classes, (~fine).long())
+            if not _known_true(fine):
+                (classes,) = self._to(self.device, pairs.classes[members])
+                skipped = skipped.index_add(0, classes, (~fine).long())
         merging.keep_base(self)
         offered = self._store.hosts["offered"] + np.bincount(pairs.classes, minlength=self.pairs.num_classes)
         self._store.write(changes, {"skipped": skipped}, {"offered": offered})
@@ -530,7 +527,7 @@ class AttentionAccumulator:
 
     def _ask_gate(self, logits: Tensor, labels: Tensor) -> Tensor:
         assert self.gate is not None
-        passed = self.gate(logits.nan_to_num(float("-inf")), labels)
+        passed = self.gate(logits, labels)
         if not isinstance(passed, Tensor) or passed.dtype != torch.bool or passed.shape != labels.shape:
             found = (passed.dtype, tuple(passed.shape)) if isinstance(passed, Tensor) else type(passed).__name__
             raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {found}")
@@ -681,7 +678,12 @@ class AttentionAccumulator:
 
         Args:
             path: where; an existing file is replaced only once the new one is complete.
+
+        Raises:
+            ValueError: these maps live in the file at ``path``, where they are kept anyway.
         """
+        if self._store.file is not None and self._store.file.is_at(path):
+            raise ValueError(f"expected another path than {os.fspath(path)}: the maps live there, and are kept already")
         state = self.state_dict()
         arrays = {name: value.cpu().numpy() for name, value in state.items() if isinstance(value, Tensor)}
         write_file(path, {**arrays, **self._owners()}, self._settings())
@@ -714,16 +716,25 @@ class AttentionAccumulator:
         if gate == "saved":
             if isinstance(gate_was, str) and gate_was.startswith("own:"):
                 raise ValueError(f"{name} was made with your own gate {gate_was!r}; pass it again as gate=")
-            gate = gate_was
-        if fusion is None and fusion_was.startswith("own:"):
-            raise ValueError(f"{name} was made with your own fusion {fusion_was!r}; pass it again as fusion=")
+            with naming(path):
+                gate = None if gate_was is None else resolve_gate(gate_was)
+        if fusion is None:
+            if fusion_was.startswith("own:"):
+                raise ValueError(f"{name} was made with your own fusion {fusion_was!r}; pass it again as fusion=")
+            with naming(path):
+                fusion = resolve_fusion(fusion_was)
         accumulator = cls.__new__(cls)
-        accumulator._begin(pairs, layout.map_size, fusion or fusion_was, gate)
-        state = {**plain, **{key: torch.from_numpy(array) for key, array in arrays.items()}}
-        state |= {"keys": pairs.keys, "map_size": layout.map_size}
-        dtype = state.get("latest", state["maps"]).dtype
-        accumulator._allocate(accumulator._shapes(dtype, "latest" in state), device)
-        accumulator.load_state_dict(state)
+        accumulator._begin(pairs, layout.map_size, fusion, gate)
+        accumulator._check_same(pairs, layout, fusion_was, belonging=name)
+        with naming(path):
+            dtype = torch.from_numpy(arrays.get("latest", arrays["maps"])).dtype
+            shapes = accumulator._shapes(dtype, "latest" in arrays)
+        _check_kinds(name, arrays, _kinds(shapes))
+        accumulator._allocate(shapes, device)  # no more than the file holds
+        state: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        owners = {"num_classes": pairs.num_classes, "keys": pairs.keys, "map_size": layout.map_size}
+        with naming(path):
+            accumulator.load_state_dict({**state, **owners, "fusion": fusion_was})
         return accumulator
 
     def _owners(self) -> Arrays:
@@ -739,15 +750,37 @@ class AttentionAccumulator:
 
 
 def _read_owners(name: str, arrays: Arrays, plain: dict[str, Any]) -> tuple[PairTable, MapLayout, str]:
-    """Whose maps a file holds: the pairs, the sizes, the fusion's name."""
-    try:
-        keys = json.loads(arrays["keys"].tobytes())
-        pairs = PairTable(arrays["offsets"].copy(), arrays["classes"].copy(), plain["num_classes"], keys)
-        fusion = str(plain["fusion"])
-        map_size = arrays["map_size"] if plain["map_size"] is None else plain["map_size"]
-        return pairs, MapLayout(pairs, map_size), fusion
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{name} is no accumulator file, or it is damaged: {error!r}") from error
+    """Whose maps a file holds: the pairs, the sizes, the fusion's name. A file can claim anything; it is checked."""
+    with naming(name):
+        offsets, classes, num_classes = arrays["offsets"].copy(), arrays["classes"].copy(), plain["num_classes"]
+        counts = np.diff(offsets)
+        if offsets.ndim != 1 or offsets[0] != 0 or offsets[-1] != len(classes) or (counts < 0).any():
+            raise ValueError("its offsets do not fit its classes")
+        if type(num_classes) is not int or arrays["offered"].shape != (num_classes,):
+            raise ValueError(f"expected num_classes = {len(arrays['offered'])}, got {num_classes!r}")
+        places = np.repeat(np.arange(len(counts)), counts) * num_classes + classes
+        if classes.min() < 0 or classes.max() >= num_classes or (np.diff(places) <= 0).any():
+            raise ValueError("its classes are out of range or out of order")
+        pairs = PairTable(offsets, classes, num_classes, json.loads(arrays["keys"].tobytes()))
+        layout = MapLayout(pairs, arrays["map_size"] if plain["map_size"] is None else plain["map_size"])
+        pixels = np.prod(layout.map_size, axis=-1, dtype=np.float64) * (1 if layout.size else counts)
+        if pixels.max() > arrays["maps"].size:
+            raise ValueError("its maps are smaller than its map size")
+        return pairs, layout, str(plain["fusion"])
+
+
+def _kinds(shapes: Shapes) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """The same for numpy."""
+    return {key: (np.dtype(str(dtype).removeprefix("torch.")), shape) for key, (dtype, shape) in shapes.items()}
+
+
+def _check_kinds(name: str, arrays: Arrays, kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+    """Whether a file holds what it shall hold."""
+    for key in kinds.keys() | (arrays.keys() & {"latest"}):
+        found, expected = arrays.get(key), kinds.get(key)
+        arrived = None if found is None else (found.dtype, found.shape)
+        if arrived != expected:
+            raise ValueError(f"{name} has another dtype or keep_latest: expected {key} {expected}, got {arrived}")
 
 
 def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
@@ -763,10 +796,16 @@ def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> 
     return maps.clamp(0, 1), usable & within
 
 
+def _known_true(flags: Tensor) -> bool:
+    """Whether all flags are True, as far as that is known without waiting: real tensors on the host."""
+    return is_plain(flags) and bool(flags.all())
+
+
 def _place(offer: Offer, boxes: Floats | None, size: tuple[int, int]) -> Offer:
     """The offer of score maps that show ``boxes``, put into the frames of their images."""
-    if boxes is None or (boxes == WHOLE).all():
-        return offer._replace(attention=_resize(offer.attention, size))
+    if boxes is None or flips_only(boxes):
+        attention = offer.attention if boxes is None else mirror(offer.attention, boxes)
+        return offer._replace(attention=_resize(attention, size))
     sampling = into_image(boxes, size)
     attention, seen = sample(offer.attention, sampling)
     return offer._replace(attention=attention, seen=None if sampling.covers() else seen)

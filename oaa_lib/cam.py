@@ -59,7 +59,8 @@ def normalize_with_peak(score_maps: Tensor, method: Literal["max", "minmax"]) ->
     if method == "minmax":
         positive = positive - positive.amin((-2, -1), keepdim=True)
     peak = positive.amax((-2, -1), keepdim=True)
-    return positive / peak.masked_fill(peak == 0, 1), peak  # 0 / 1 where nothing is positive
+    divisor = peak.masked_fill(peak == 0, 1)  # 0 / 1 where nothing is positive
+    return positive / divisor if positive.requires_grad else positive.div_(divisor), peak
 
 
 class CAMHead(nn.Module):

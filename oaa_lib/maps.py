@@ -27,6 +27,11 @@ def encode(attention: Tensor, dtype: torch.dtype) -> Tensor:
     return (attention * 255).round_().to(torch.int16).to(dtype)  # by way of 16 bits it is twice as fast on the CPU
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is a real tensor on the host: looking at it waits for nothing, and numpy is fast with its rows."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_in_torch_dispatch_mode()
+
+
 def times_seen(counts: Tensor, missed: Tensor | None) -> Tensor:
     """How many maps have shown each pixel, from counts (K,): (K, H, W) less missed (K, H, W), or (K, 1, 1)."""
     times = counts[:, None, None]
@@ -178,7 +183,7 @@ class PairStore:
         """A copy of (K,) values, or of (K, H, W) or (K, S, H, W) maps of one size."""
         tensor = self.tensors[name]
         if name not in PER_PIXEL or self.layout.starts is None:
-            return torch.from_numpy(tensor.numpy()[rows.host]) if _is_plain(tensor) else tensor[rows.device]
+            return torch.from_numpy(tensor.numpy()[rows.host]) if is_plain(tensor) else tensor[rows.device]
         return torch.stack([self._slice(name, row, size) for row in rows.host.tolist()])
 
     def write(self, changes: Sequence[Change], totals: dict[str, Tensor], hosts: Arrays) -> None:
@@ -202,7 +207,7 @@ class PairStore:
                 if name in PER_PIXEL and self.layout.starts is not None:
                     for row, pixels in zip(rows.host.tolist(), value, strict=True):
                         self._slice(name, row, size).copy_(pixels)
-                elif _is_plain(self.tensors[name]):
+                elif is_plain(self.tensors[name]):
                     self.tensors[name].numpy()[rows.host] = value.numpy()
                 else:
                     self.tensors[name].index_copy_(0, rows.device, value)
@@ -246,11 +251,6 @@ class PairStore:
                 else:
                     starts = rows.host * math.prod(tensor.shape[1:])
                 yield Span(name, (starts * tensor.element_size()).astype(np.int64), value.numpy())
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether numpy can take its rows, which it does several times faster than torch: a real tensor on the host."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_in_torch_dispatch_mode()
 
 
 def _integers(values: Any) -> IntArray | None:

@@ -52,8 +52,6 @@ def synchronize(accumulator: "AttentionAccumulator", group: Any) -> None:
         )
     exchange = _Exchange(group, accumulator.device)
     _agree(accumulator, exchange)
-    if exchange.size == 1:
-        return
     tensors, hosts = accumulator._store.tensors, accumulator._store.hosts
     if "latest" in tensors:
         _exchange_latest(accumulator, exchange)
@@ -68,9 +66,9 @@ def synchronize(accumulator: "AttentionAccumulator", group: Any) -> None:
         _exchange_maps(accumulator, exchange)
     new = torch.from_numpy(np.stack([tensors["skipped"].cpu().numpy(), hosts["offered"]]) - hosts["totals_then"])
     exchange.reduce(new, dist.ReduceOp.SUM)
-    hosts["totals_then"] += new.numpy()
-    tensors["skipped"].copy_(torch.from_numpy(hosts["totals_then"][0]))
-    hosts["offered"][:] = hosts["totals_then"][1]
+    totals = hosts["totals_then"] + new.numpy()
+    skipped = {"skipped": torch.from_numpy(totals[0])}
+    accumulator._store.write([], skipped, {"offered": totals[1], "totals_then": totals})
     accumulator._base = {}
     accumulator._look()
 
@@ -82,10 +80,11 @@ class _Exchange:
         self.group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
-        backend = str(dist.get_backend(group))
-        self.device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
-        if "cuda" in backend and device.type == "cuda":  # one backend for each kind of device
+        backends = dict(part.split(":") for part in dist.get_backend_config(group).split(","))  # by kind of device
+        if backends.get(device.type, "gloo") != "gloo":
             self.device = device
+        else:  # gloo cannot do all of it on an accelerator
+            self.device = torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
     def reduce(self, values: Tensor, how: Any) -> None:
         """All-reduce in place."""
@@ -108,7 +107,8 @@ def _agree(accumulator: "AttentionAccumulator", exchange: _Exchange) -> None:
     dtypes = {name: tensor.dtype for name, tensor in sorted(tensors.items())}
     settings = (pairs.num_classes, pairs.keys, layout.size, fusion_name(accumulator.fusion), dtypes)
     fingerprint = hashlib.sha256(repr(settings).encode())
-    for array in (pairs.offsets, pairs.classes, layout.sizes, tensors["synchronized"].cpu().numpy()):
+    then = (tensors["synchronized"].cpu().numpy(), accumulator._store.hosts["totals_then"])
+    for array in (pairs.offsets, pairs.classes, layout.sizes, *then):
         fingerprint.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     ours = int.from_bytes(fingerprint.digest()[:7], "little")
     refusal = merge_refusal(accumulator.fusion) or _unknown_base(accumulator)
@@ -147,8 +147,9 @@ def _exchange_counts(accumulator: "AttentionAccumulator", exchange: _Exchange) -
     tensors = accumulator._store.tensors
     new = tensors["counts"] - tensors["synchronized"]
     exchange.reduce(new, dist.ReduceOp.SUM)
-    tensors["synchronized"] += new
-    tensors["counts"].copy_(tensors["synchronized"])
+    total = tensors["synchronized"] + new
+    rows, no_maps = _rows(accumulator, np.arange(len(total))), (0, 0)
+    accumulator._store.write([Change(rows, no_maps, {"counts": total, "synchronized": total})], {}, {})
 
 
 def _exchange_latest(accumulator: "AttentionAccumulator", exchange: _Exchange) -> None:
@@ -158,13 +159,13 @@ def _exchange_latest(accumulator: "AttentionAccumulator", exchange: _Exchange) -
     best = claim.clone()
     exchange.reduce(best, dist.ReduceOp.MAX)
     ours = claim == best
-    tensors["similarity"] *= ours
-    exchange.reduce(tensors["similarity"], dist.ReduceOp.MAX)
+    similarity = tensors["similarity"] * ours
+    exchange.reduce(similarity, dist.ReduceOp.MAX)
     for host, size in accumulator._layout.blocks(accumulator.pairs, BUCKET):
         rows = _rows(accumulator, host)
         maps = accumulator._store.read("latest", rows, size) * ours[rows.device][:, None, None]
         exchange.reduce(maps, dist.ReduceOp.MAX)
-        accumulator._store.write([Change(rows, size, {"latest": maps})], {}, {})
+        accumulator._store.write([Change(rows, size, {"latest": maps, "similarity": similarity[rows.device]})], {}, {})
 
 
 def _exchange_means(accumulator: "AttentionAccumulator", exchange: _Exchange) -> None:
@@ -174,14 +175,14 @@ def _exchange_means(accumulator: "AttentionAccumulator", exchange: _Exchange) ->
     exchange.reduce(partial, dist.ReduceOp.MAX)
     accumulator._partial = bool(partial)
     then = PairStore(accumulator._layout, {**store.tensors, **base}, {})
-    for host, size in accumulator._layout.blocks(accumulator.pairs, BUCKET):
+    for host, size in accumulator._layout.blocks(accumulator.pairs, BUCKET // 8):  # up to 15 values a pixel at a time
         rows = _rows(accumulator, host)
         now = {name: store.read(name, rows, size) for name in ("maps", "counts", "missed", "synchronized")}
-        maps, missed = (then.read(name, rows, size) for name in ("maps", "missed"))
         counts, before = now["counts"], now["synchronized"]
-        times, times_before = times_seen(counts, now["missed"]), times_seen(before, missed)
-        maps = maps.where(times_before > 0, 0)
-        added = now["maps"] * times - maps * times_before
+        known = (before > 0)[:, None, None]  # else all of it is new, and there may be no base
+        maps, missed = (then.read(name, rows, size).where(known, 0) for name in ("maps", "missed"))
+        maps, times, times_before = decode(maps), times_seen(counts, now["missed"]), times_seen(before, missed)
+        added = decode(now["maps"]) * times - maps * times_before
         exchange.reduce(added, dist.ReduceOp.SUM)
         new = counts - before
         exchange.reduce(new, dist.ReduceOp.SUM)
@@ -190,8 +191,9 @@ def _exchange_means(accumulator: "AttentionAccumulator", exchange: _Exchange) ->
             exchange.reduce(unseen, dist.ReduceOp.SUM)
         new_times = times_seen(new, unseen)
         total = (times_before + new_times).clamp(min=1)
+        maps = (maps + (added - maps * new_times) / total).clamp(0, 1)  # so written that nothing new is no change
         change = {
-            "maps": (maps + (added - maps * new_times) / total).clamp(0, 1),  # so written that nothing new is no change
+            "maps": encode(maps, accumulator.dtype),
             "counts": before + new,
             "missed": missed + unseen,
             "synchronized": before + new,

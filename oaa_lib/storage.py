@@ -83,7 +83,7 @@ def read_file(path: PathLike) -> tuple[Arrays, dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: another kind of file, or a damaged one.
     """
-    with open(path, "rb") as file, _naming(path):
+    with open(path, "rb") as file, naming(path):
         entries, plain = _parse(file)
         file.seek(0)
         content = np.fromfile(file, dtype=np.uint8)
@@ -118,14 +118,15 @@ class MappedFile:
     def __init__(self, path: PathLike) -> None:
         self._file = open(path, "r+b")  # noqa: SIM115 (stays open: it holds the lock)
         weakref.finalize(self, self._file.close)
-        with _naming(path):
+        with naming(path):
             self._entries, self.plain = _parse(self._file)
             if not {"journal", "recorded"} <= set(self._entries):
                 raise ValueError("it was written by save(); read it with AttentionAccumulator.load")
             self._content = np.frombuffer(mmap.mmap(self._file.fileno(), 0), dtype=np.uint8)
             self.arrays = {name: _array(self._content, entry) for name, entry in self._entries.items()}
             self._journal, self._recorded = self.arrays.pop("journal"), self.arrays.pop("recorded")
-            if (self._journal.dtype, self._recorded.dtype, self._recorded.shape) != (np.uint8, np.int64, (1,)):
+            kinds = (self._journal.dtype, self._journal.ndim, self._recorded.dtype, self._recorded.shape)
+            if kinds != (np.dtype(np.uint8), 1, np.dtype(np.int64), (1,)):
                 raise ValueError("its journal is damaged")
         self.capacity = len(self._journal)
 
@@ -159,14 +160,20 @@ class MappedFile:
                 file.seek(entries[name].start)
                 file.write(_bytes(array).data)
 
-    def lock(self) -> None:
+    def lock(self, largest_change: int) -> None:
         """Keep other processes out until this one ends, and repeat what one that was killed had recorded.
+
+        Args:
+            largest_change: as it was for `create`.
 
         Raises:
             BlockingIOError: another process has locked the file.
+            ValueError: its journal is damaged, or too short for the largest change.
         """
         self._claim()
-        with _naming(self._file.name):
+        with naming(self._file.name):
+            if self.capacity < 2 * largest_change:
+                raise ValueError("its journal is too short")
             _replay(self._content, self._entries)
         self.settle()
 
@@ -199,6 +206,10 @@ class MappedFile:
         """The changes have been made."""
         self._recorded[0] = 0
 
+    def is_at(self, path: PathLike) -> bool:
+        """Whether a path leads to this file."""
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
+
 
 def _replay(content: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> None:
     """Make the changes that a file's journal holds; making them twice does no harm. A damaged one changes nothing."""
@@ -219,7 +230,7 @@ def _replay(content: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> None:
         at = stop
     for places, values in changes:
         for place, value in zip(places, values, strict=True):
-            content[place : place + length] = value
+            content[place : place + len(value)] = value
 
 
 def _plan(shapes: Shapes, plain: dict[str, Any], *, checked: bool) -> tuple[bytes, dict[str, Entry]]:
@@ -307,7 +318,7 @@ def _exists(path: Path) -> FileExistsError:
 
 
 @contextlib.contextmanager
-def _naming(path: PathLike) -> Iterator[None]:
+def naming(path: PathLike) -> Iterator[None]:
     """Whatever a foreign or damaged file leads to becomes a ValueError that names it."""
     try:
         yield

@@ -96,6 +96,9 @@ def check_views(views: Views, batch: int) -> Floats:
     elif isinstance(views, View) or not isinstance(views, Sequence):
         raise TypeError(f"expected one View per image, got {type(views).__name__} alone; pass a list of them")
     else:
+        for view in given:
+            for value in view if isinstance(view, Sequence) else [view]:
+                _check_host(value)
         try:
             boxes = np.array([[float(value) for value in view] for view in given])
         except (TypeError, ValueError) as error:
@@ -134,6 +137,19 @@ class Sampling(NamedTuple):
     def covers(self) -> bool:
         """Whether the source covers all of every frame."""
         return bool(self.inside_x.all() and self.inside_y.all())
+
+
+def flips_only(boxes: Floats) -> bool:
+    """Whether all views show whole images, some of them mirrored."""
+    return bool((boxes[:, :4] == (0, 0, 1, 1)).all())
+
+
+def mirror(maps: Tensor, boxes: Floats) -> Tensor:
+    """Maps (K, h, w) of whole images, those with ``flip`` mirrored: there and back again."""
+    flips = boxes[:, 4] == 1
+    if not flips.any():
+        return maps
+    return maps.flip(-1).where(torch.from_numpy(flips).to(maps.device, non_blocking=True)[:, None, None], maps)
 
 
 def into_image(boxes: Floats, size: tuple[int, int]) -> Sampling:
@@ -175,9 +191,13 @@ def _sampling(x: Floats, y: Floats) -> Sampling:
     return Sampling(x, y, (x >= 0) & (x <= 1), (y >= 0) & (y <= 1))
 
 
-def _on_the_host(values: Any) -> Floats:
+def _check_host(values: Any) -> None:
     if isinstance(values, Tensor) and values.device.type != "cpu":
         raise ValueError(
             f"expected views on the host, got a tensor on {values.device}; reading it would wait for the device"
         )
+
+
+def _on_the_host(values: Any) -> Floats:
+    _check_host(values)
     return np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)

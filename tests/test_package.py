@@ -48,6 +48,9 @@ def test_the_wheel_imports_on_its_own(wheel, tmp_path):
     assert wheel.name in result.stdout
 
 
+EXTRAS = {"testing.py": {"hypothesis"}, "augmentation.py": {"PIL", "torchvision"}}  # imported by those who use these modules
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "oaa_lib").glob("*.py")), ids=lambda path: path.name)
 def test_the_core_imports_only_what_it_declares(path):
     modules = set()
@@ -56,7 +59,14 @@ def test_the_core_imports_only_what_it_declares(path):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules.add((node.module or "").split(".")[0])
-    assert modules <= sys.stdlib_module_names | {"torch", "numpy", "typing_extensions", "oaa_lib"}
+    core = sys.stdlib_module_names | {"torch", "numpy", "typing_extensions", "oaa_lib"}
+    assert modules <= core | EXTRAS.get(path.name, set())
+
+
+def test_importing_the_library_imports_none_of_its_extras():
+    program = "import sys, oaa_lib; print([name for name in ('hypothesis', 'torchvision') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_every_public_name_exists_and_is_documented():

@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_numbers(outputs):
     first, second = (json.loads((folder / "results.json").read_text()) for folder in outputs)
     assert first["settings"].pop("out") != second["settings"].pop("out")
     assert first == second
-    for name in ("maps.npz", "contact_sheet.png"):
+    for name in ("maps.safetensors", "contact_sheet.png"):
         assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes()
 
 
@@ -66,7 +66,7 @@ def test_the_maps_can_be_loaded_and_scored_again(outputs):
     """The row of OAA max, recomputed from the saved maps by other means."""
     module = runpy.run_path(str(QUICKSTART))
     _, labels, masks = module["draw_data"](24, 3)
-    maps = AttentionAccumulator.load(outputs[0] / "maps.npz")
+    maps = AttentionAccumulator.load(outputs[0] / "maps.safetensors")
     assert maps.accepted > 0
     results = json.loads((outputs[0] / "results.json").read_text())
     threshold = results["rows"]["max"]["threshold"]

@@ -116,10 +116,12 @@ def test_loading_forgets_what_was_there():
 
 
 def test_save_replaces_an_existing_file_and_leaves_nothing_else(tmp_path):
-    fill(build()).save(tmp_path / "maps.npz")
-    fill(build(), seed=1).save(str(tmp_path / "maps.npz"))
-    assert os.listdir(tmp_path) == ["maps.npz"]
-    assert same(snapshot(AttentionAccumulator.load(str(tmp_path / "maps.npz"))), snapshot(fill(build(), seed=1)))
+    fill(build()).save(tmp_path / "maps.safetensors")
+    fill(build(), seed=1).save(str(tmp_path / "maps.safetensors"))
+    assert os.listdir(tmp_path) == ["maps.safetensors"]
+    assert same(
+        snapshot(AttentionAccumulator.load(str(tmp_path / "maps.safetensors"))), snapshot(fill(build(), seed=1))
+    )
 
 
 def test_a_users_fusion_and_gate_are_given_again_when_loading(tmp_path):

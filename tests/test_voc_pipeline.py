@@ -86,8 +86,8 @@ def trained(voc, tmp_path_factory):
 
 @pytest.mark.slow
 def test_training_accumulates_every_pair_and_logs_each_epoch(voc, trained):
-    maps = AttentionAccumulator.load(trained / "max.npz")
-    mean = AttentionAccumulator.load(trained / "mean.npz")
+    maps = AttentionAccumulator.load(trained / "max.safetensors")
+    mean = AttentionAccumulator.load(trained / "mean.safetensors")
     assert maps.pairs.keys == ["a", "b", "c", "d", "e", "f", "none"]
     assert maps.accepted == maps.offered == 3 * 7
     assert (maps[range(7)] >= mean[range(7)] - 0.5 / 255 - 1e-6).all()
@@ -115,10 +115,12 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(voc, trained, tmp_pat
     command = [sys.executable, "-c", stop, str(EXAMPLES), "train_attention.py", *map(str, options)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums in another order would differ
     assert subprocess.run(command, capture_output=True, check=False, env=one_thread).returncode != 0
-    assert not (tmp_path / "again" / "max.npz").exists()
+    assert not (tmp_path / "again" / "max.safetensors").exists()
     assert "resumed after epoch 1" in run("train_attention.py", *options)
     for name in ("max", "mean"):
-        whole, resumed = (AttentionAccumulator.load(folder / f"{name}.npz") for folder in (trained, tmp_path / "again"))
+        whole, resumed = (
+            AttentionAccumulator.load(folder / f"{name}.safetensors") for folder in (trained, tmp_path / "again")
+        )
         assert torch.equal(whole[range(7)], resumed[range(7)])
         assert torch.equal(whole.counts, resumed.counts)
     weights = [torch.load(f / "checkpoint.pt", weights_only=True)["network"] for f in (trained, tmp_path / "again")]
@@ -127,7 +129,17 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(voc, trained, tmp_pat
 
 @pytest.mark.slow
 def test_the_stages_after_training_go_together(voc, trained, tmp_path):
-    integral = [*TINY, "--epochs", 1, "--negatives", "background", "--maps", trained / "max.npz", "--threshold", 0.3]
+    integral = [
+        *TINY,
+        "--epochs",
+        1,
+        "--negatives",
+        "background",
+        "--maps",
+        trained / "max.safetensors",
+        "--threshold",
+        0.3,
+    ]
     text = run("train_integral.py", "--voc-root", voc, "--out", tmp_path / "hybrid", *integral)
     assert "share_constrained" in text
     for source, folder, splits in (

@@ -42,7 +42,9 @@ def main() -> None:
     data.prepare(settings["short_side"], network.geometry, network.mean, network.std)
     accumulator = None
     if arguments.source in ("max", "mean"):
-        accumulator = AttentionAccumulator.load(arguments.run / f"{arguments.source}.npz", device=arguments.device)
+        accumulator = AttentionAccumulator.load(
+            arguments.run / f"{arguments.source}.safetensors", device=arguments.device
+        )
     else:
         state = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
         if state["epoch"] < settings["epochs"]:

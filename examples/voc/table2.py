@@ -50,7 +50,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, ob
     stage("train_attention.py", *training, "--out", folder / "attention", "--epochs", arguments.epochs)
     for run, threshold in (("mce", 0.0), ("mce_same", arguments.threshold), ("hybrid", arguments.threshold)):
         loss = "hybrid" if run == "hybrid" else "mce"
-        options = ["--maps", folder / "attention" / "max.npz", "--loss", loss, "--threshold", threshold]
+        options = ["--maps", folder / "attention" / "max.safetensors", "--loss", loss, "--threshold", threshold]
         options += ["--epochs", arguments.integral_epochs, "--out", folder / run]
         stage("train_integral.py", *training, *options)
 

@@ -1,6 +1,6 @@
 """Stage 1: train the classifier and accumulate its attention online (OAA; paper, sections 3.1 and 3.2).
 
-Writes to --out: checkpoint.pt, max.npz and mean.npz (the cumulative attention, `AttentionAccumulator.load`), log.csv.
+Writes to --out: checkpoint.pt, max.safetensors and mean.safetensors (the cumulative attention, `AttentionAccumulator.load`), log.csv.
 Run it again with the same --out to resume after the last complete epoch.
 """
 
@@ -131,7 +131,7 @@ def main() -> None:
         )
 
     for name, accumulator in accumulators.items():
-        accumulator.save(run.folder / f"{name}.npz")
+        accumulator.save(run.folder / f"{name}.safetensors")
     best = accumulators["max"]
     empty = best.pairs.num_pairs - int(best.accumulated.sum())
     print(

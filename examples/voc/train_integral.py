@@ -29,7 +29,9 @@ def main() -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, epochs=15)
-    parser.add_argument("--maps", type=Path, required=True, help="cumulative attention of stage 1, e.g. .../max.npz")
+    parser.add_argument(
+        "--maps", type=Path, required=True, help="cumulative attention of stage 1, e.g. .../max.safetensors"
+    )
     parser.add_argument("--loss", choices=("hybrid", "mce"), default="hybrid", help="Eq. 9 or Eq. 6 (default: hybrid)")
     parser.add_argument("--normalization", choices=("class", "pooled"), default="class", help="of the hybrid loss")
     parser.add_argument("--threshold", type=float, default=0.0, help="soft labels up to this count as N- (default: 0)")

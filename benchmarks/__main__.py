@@ -1,0 +1,93 @@
+"""Print one table of ratios measured in one run on this machine, on one thread, and write it as JSON."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import accumulation, labelling, losses, processes
+from benchmarks.timing import Row
+
+ROWS: dict[str, Callable[[float], Iterator[Row]]] = {
+    "png": accumulation.png,
+    "floor": accumulation.floor,
+    "step": accumulation.training_step,
+    "loss": losses.time_and_memory,
+    "labels": labelling.pseudo_labels,
+    "scale": accumulation.scale,
+    "mapped": accumulation.mapped,
+    "synchronize": processes.synchronize,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument("--quick", action="store_true", help="a look at every row: numbers mean little")
+    parser.add_argument("--json", type=Path, default=Path("out/benchmarks.json"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"{'':44} {'ours':>10} {'baseline':>10} {'ratio':>9}               {'target':>8}")
+    rows = []
+    for name in arguments.rows:
+        options = {"largest": 20_000} if arguments.quick and name == "scale" else {}
+        for row in ROWS[name](0.02 if arguments.quick else 5.0, **options):
+            rows.append(row)
+            print(_line(row), flush=True)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    table = [{**row._asdict(), "verdict": row.verdict} for row in rows]
+    arguments.json.write_text(json.dumps({"machine": machine(), "quick": arguments.quick, "rows": table}, indent=2))
+    print(f"written to {arguments.json}")
+
+
+def machine() -> dict[str, object]:
+    """What the numbers depend on."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": commit.strip() or None,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _line(row: Row) -> str:
+    target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
+    numbers = (_short(row.ours, row.unit), _short(row.baseline, row.unit))
+    return (
+        f"{row.name:44} {numbers[0]:>10} {numbers[1]:>10} {row.ratio:9.3g} {row.ratio_is:12} {target:>9}  {row.verdict}"
+    )
+
+
+def _short(value: float, unit: str) -> str:
+    if value == 0:
+        return "-"
+    if unit == "B":
+        return f"{value:.0f} B" if value < 1e4 else f"{value / 1e6:.2f} MB"
+    for factor, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= factor:
+            return f"{value / factor:.3g} {name}"
+    return f"{value / 1e-9:.3g} ns"
+
+
+if __name__ == "__main__":
+    main()

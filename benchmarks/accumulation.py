@@ -1,0 +1,137 @@
+"""What `AttentionAccumulator.update` costs: against PNG files, a floor, a training step, a data set's size, a file."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from benchmarks.data import CLASSES, SIDE, batches, labels, scores
+from benchmarks.timing import Row, take_turns
+from oaa_lib import AttentionAccumulator, CAMHead
+
+IMAGES = 10_582  # VOC's training set
+
+
+def png(seconds: float) -> Iterator[Row]:
+    """One 8-bit PNG a pair is read, maxed and written, as the public programs do."""
+    shown = labels(IMAGES)
+    for size, target in ((16, 60), (1, 10)):
+        accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
+        with tempfile.TemporaryDirectory() as folder:
+            ours, files = take_turns(
+                _updates(accumulator, size), _png_loop(shown.numpy(), size, Path(folder)), seconds=seconds
+            )
+        pairs = np.mean([shown[batch].sum() for batch in batches(IMAGES, size)])
+        per_pair = (ours.median / pairs, files.median / pairs)
+        ratio = files.median / ours.median
+        yield Row(f"update a pair, batch {size}, against PNG", *per_pair, ratio, "times faster", target, False)
+
+
+def floor(seconds: float) -> Iterator[Row]:
+    """The pairs' float maps are read once, their stored bytes read and written once."""
+    shown = labels(IMAGES)
+    for size, target in ((16, 15), (256, 4)):
+        accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
+        pairs = int(shown[batches(IMAGES, size)[0]].sum())
+        source, stored = torch.rand(pairs, SIDE, SIDE), torch.zeros(pairs, SIDE, SIDE, dtype=torch.uint8)
+        copy, read = torch.empty_like(source), torch.empty_like(stored)
+
+        def copies(source=source, stored=stored, copy=copy, read=read) -> None:
+            copy.copy_(source)
+            read.copy_(stored)
+            stored.copy_(read)
+
+        ours, least = take_turns(_updates(accumulator, size), copies, seconds=seconds)
+        ratio = ours.median / least.median
+        yield Row(f"update, batch {size}, against copies", ours.median, least.median, ratio, "times", target, True)
+
+
+def training_step(seconds: float) -> Iterator[Row]:
+    """A step of a VGG-16 classifier, batch 5 at 224 x 224, stride 8."""
+    network = nn.Sequential(_vgg16(), CAMHead(512, CLASSES))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    images, shown = torch.randn(5, 3, 224, 224), labels(IMAGES)
+    targets = shown[:5].float()
+
+    def step() -> None:
+        loss = binary_cross_entropy_with_logits(network(images).logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
+    ours, whole = take_turns(_updates(accumulator, 5), step, seconds=seconds, turns=3)
+    share = 100 * ours.median / whole.median
+    yield Row("update, share of a VGG-16 step", ours.median, whole.median, share, "percent", 0.5, True)
+
+
+def scale(seconds: float, largest: int = 1_000_000) -> Iterator[Row]:
+    """The same batches from small and large data sets; what it takes to build one, and to hold it."""
+    few = AttentionAccumulator(labels(1000), (SIDE, SIDE)).reset()
+    shown = labels(largest)
+    start = time.perf_counter()
+    many = AttentionAccumulator(shown, (SIDE, SIDE))
+    built = time.perf_counter() - start
+    many.reset()  # writes every page, as an epoch would
+    small, large = take_turns(_updates(few, 16), _updates(many, 16), seconds=seconds)
+    ratio = large.median / small.median
+    name = f"update, {largest:,} images against 1,000"
+    yield Row(name, large.median, small.median, ratio, "times", 1.2, True)
+    yield Row(f"construction, {largest:,} images", built, 0.0, built, "seconds", 5, True)
+    pairs = many.pairs.num_pairs
+    kept = [value for value in many.state_dict().values() if isinstance(value, torch.Tensor)]
+    more = sum(value.numel() * value.element_size() for value in kept) / pairs - SIDE * SIDE
+    yield Row("memory beside the maps, a pair", more, SIDE * SIDE, more, "bytes", 64, True, "B")
+
+
+def mapped(seconds: float) -> Iterator[Row]:
+    """The maps in a file, against in memory."""
+    shown = labels(IMAGES)
+    memory = AttentionAccumulator(shown, (SIDE, SIDE)).reset()
+    with tempfile.TemporaryDirectory() as folder:
+        file = AttentionAccumulator(shown, (SIDE, SIDE), path=Path(folder) / "maps").reset()
+        on_disk, in_memory = take_turns(_updates(file, 16), _updates(memory, 16), seconds=seconds)
+    ratio = on_disk.median / in_memory.median
+    yield Row("update, mapped file against memory", on_disk.median, in_memory.median, ratio, "times", None, True)
+
+
+def _updates(accumulator: AttentionAccumulator, size: int) -> Callable[[], object]:
+    indices, (maps, logits) = itertools.cycle(batches(len(accumulator), size)), scores(size)
+    return lambda: accumulator.update(next(indices), maps, logits)
+
+
+def _png_loop(shown: np.ndarray, size: int, folder: Path) -> Callable[[], None]:
+    indices, attention = itertools.cycle(batches(len(shown), size)), scores(size)[0].clamp(0, 1).mul(255).byte().numpy()
+    for index in range(len(shown)):
+        for category in np.flatnonzero(shown[index]):
+            Image.fromarray(attention[0, category]).save(folder / f"{index}_{category}.png")
+
+    def loop() -> None:
+        for position, index in enumerate(next(indices)):
+            for category in np.flatnonzero(shown[index]):
+                path = folder / f"{index}_{category}.png"
+                with Image.open(path) as file:
+                    kept = np.asarray(file)
+                Image.fromarray(np.maximum(kept, attention[position, category])).save(path)
+
+    return loop
+
+
+def _vgg16() -> nn.Sequential:
+    """The convolutions of VGG-16 without its last two poolings: 512 features at stride 8."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, 512, 512, 512):
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+    return nn.Sequential(*layers)
