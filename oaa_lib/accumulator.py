@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from oaa_lib import merging
+from oaa_lib import host, merging
 from oaa_lib.cam import normalize_with_peak
 from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, is_plain, times_seen
-from oaa_lib.pairs import IntArray, PairTable
+from oaa_lib.pairs import IntArray, PairSelection, PairTable
 from oaa_lib.storage import Arrays, MappedFile, PathLike, naming, read_file, write_file
 from oaa_lib.views import Floats, Views, check_views, flips_only, into_image, into_view, mirror, sample
 from oaa_lib.watching import Statistics
@@ -426,39 +426,69 @@ class AttentionAccumulator:
         if not len(pairs.rows):
             return self
         (places,) = self._to(score_maps.device, pairs.positions * self.pairs.num_classes + pairs.classes)
-        attention, fine = _normalize(score_maps.flatten(0, 1).index_select(0, places), normalization)
+        maps = score_maps.flatten(0, 1).index_select(0, places).float()
         if logits is None and self.gate is not None:
             logits = score_maps.float().mean((-2, -1))  # Eq. 1
-        passed = torch.ones_like(fine)
-        if logits is not None:
-            labels = np.zeros(logits.shape, dtype=np.bool_)
-            labels[pairs.positions, pairs.classes] = True
-            (targets,) = self._to(logits.device, labels)
-            finite = logits.isfinite()
-            if not _known_true(finite):
-                fine = fine & (finite & (finite | targets).all(1, keepdim=True)).flatten().index_select(0, places)
-                logits = logits.nan_to_num(-math.inf)
-            if self.gate is not None:
-                passed = self._ask_gate(logits, targets).flatten().index_select(0, places)
-        if type(self.fusion) not in OUR_FUSIONS:
-            attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
-
+        trusted, passed = self._judge(logits, pairs, places)
         repeated = len(set(images.tolist())) < len(images)
-        whole = Offer(attention, fine, passed, None)
         changes, skipped = [], self._store.tensors["skipped"]
-        for size, members in self._layout.group(images[pairs.positions]):
-            chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
-            offer = _place(whole.at(members), chosen_boxes, size).to(self.device)
-            self._partial |= offer.seen is not None and "missed" in self._store.tensors
-            change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
+        if normalization == "max" and boxes is None and not repeated and self._is_plain_maximum(maps):
+            change, fine_here = host.maximum(
+                self._store.tensors, pairs.rows, maps, trusted.numpy(), passed.numpy(), fill_empty
+            )
             changes.append(change)
-            if not _known_true(fine):
+            if not fine_here.all():
+                skipped = skipped + torch.from_numpy(self._per_class(pairs.classes[~fine_here]))
+        else:
+            attention, fine = _normalize(maps, normalization)
+            if type(self.fusion) not in OUR_FUSIONS:
+                attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
+            whole = Offer(attention, fine & trusted, passed, None)
+            for size, members in self._layout.group(images[pairs.positions]):
+                chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
+                offer = _place(whole.at(members), chosen_boxes, size).to(self.device)
+                self._partial |= offer.seen is not None and "missed" in self._store.tensors
+                change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
+                changes.append(change)
                 (classes,) = self._to(self.device, pairs.classes[members])
                 skipped = skipped.index_add(0, classes, (~fine).long())
         merging.keep_base(self)
-        offered = self._store.hosts["offered"] + np.bincount(pairs.classes, minlength=self.pairs.num_classes)
+        offered = self._store.hosts["offered"] + self._per_class(pairs.classes)
         self._store.write(changes, {"skipped": skipped}, {"offered": offered})
         return self
+
+    def _judge(self, logits: Tensor | None, pairs: PairSelection, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Which (K,) pairs have finite scores, their own and the non-targets', and which the gate lets pass."""
+        everyone = torch.ones_like(places, dtype=torch.bool)
+        if logits is None:
+            return everyone, everyone
+        labels = np.zeros(logits.shape, dtype=np.bool_)
+        labels[pairs.positions, pairs.classes] = True
+        (targets,) = self._to(logits.device, labels)
+        finite, trusted = logits.isfinite(), everyone
+        if is_plain(finite) and finite.all():  # on the host a look costs less than the work
+            logits = logits.clone()  # a gate may work in place
+        else:
+            trusted = (finite & (finite | targets).all(1, keepdim=True)).flatten().index_select(0, places)
+            logits = logits.nan_to_num(-math.inf)
+        if self.gate is None:
+            return trusted, everyone
+        return trusted, self._ask_gate(self.gate, logits, targets).flatten().index_select(0, places)
+
+    def _is_plain_maximum(self, maps: Tensor) -> bool:
+        """Whether `host.maximum` can do the rest."""
+        kept = self._store.tensors
+        return (
+            type(self.fusion) is MaxFusion
+            and kept["maps"].dtype == torch.uint8
+            and maps.shape[1:] == self._layout.size
+            and "latest" not in kept
+            and is_plain(maps)
+            and is_plain(kept["maps"])
+        )
+
+    def _per_class(self, classes: IntArray) -> npt.NDArray[np.int64]:
+        return np.bincount(classes, minlength=self.pairs.num_classes)
 
     def _fuse_rows(
         self, rows: IntArray, size: tuple[int, int], offer: Offer, repeated: bool, fill_empty: bool
@@ -525,9 +555,9 @@ class AttentionAccumulator:
                 )
         return torch.where(times == 0, attention, fused.float())  # M_1 = A_1, then Eq. 4
 
-    def _ask_gate(self, logits: Tensor, labels: Tensor) -> Tensor:
-        assert self.gate is not None
-        passed = self.gate(logits, labels)
+    @staticmethod
+    def _ask_gate(gate: Gate, logits: Tensor, labels: Tensor) -> Tensor:
+        passed = gate(logits, labels)
         if not isinstance(passed, Tensor) or passed.dtype != torch.bool or passed.shape != labels.shape:
             found = (passed.dtype, tuple(passed.shape)) if isinstance(passed, Tensor) else type(passed).__name__
             raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {found}")
@@ -784,8 +814,7 @@ def _check_kinds(name: str, arrays: Arrays, kinds: dict[str, tuple[np.dtype[Any]
 
 
 def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
-    """Raw maps (K, h, w) to float32 attention of the same shape, and which (K,) of it is usable."""
-    maps = maps.float()
+    """Raw maps (K, h, w) float32 to attention of the same shape, and which (K,) of it is usable."""
     lowest = maps.amin((-2, -1))
     if normalization is not None:
         attention, peak = normalize_with_peak(maps, normalization)  # Eq. 2
@@ -794,11 +823,6 @@ def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> 
     finite = maps.where(usable[:, None, None], 0)
     within = _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
     return maps.clamp(0, 1), usable & within
-
-
-def _known_true(flags: Tensor) -> bool:
-    """Whether all flags are True, as far as that is known without waiting: real tensors on the host."""
-    return is_plain(flags) and bool(flags.all())
 
 
 def _place(offer: Offer, boxes: Floats | None, size: tuple[int, int]) -> Offer:

@@ -1,6 +1,6 @@
 """Losses of the integral attention model: hybrid loss (Eq. 7-9) and multi-label cross entropy (Eq. 6)."""
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ def hybrid_loss(
     Args:
         score_maps: (B, C, h, w) floating point, raw scores. Computed in float32 if they are narrower.
         soft_labels: (B, C, h, w) floating point in [0, 1], cumulative attention, 0 for classes the image does not show.
+            Constants: they get no gradient.
         normalization: ``"class"`` divides by the sizes of N+ and N- of each class of each sample (the paper);
             ``"pooled"`` by those of all classes of a sample together (the authors' releases).
         threshold: soft labels up to this count as N-. 0 in the paper, 0.001 in the release; a higher one is often
@@ -52,15 +53,39 @@ def hybrid_loss(
     if normalization not in ("class", "pooled"):
         raise ValueError(f"expected normalization 'class' or 'pooled', got {normalization!r}")
     pixels = (-2, -1) if normalization == "class" else (-3, -2, -1)
-    scores, p = _widen(score_maps), _widen(soft_labels)
-    enhance = p > threshold  # N+; the rest is N-
-    positives = enhance.sum(pixels, keepdim=True).to(p.dtype)
-    negatives = (~enhance).sum(pixels, keepdim=True).to(p.dtype)
-    # Eq. 7 and 8 are one cross entropy with hard targets, weighted p / |N+| on N+ and 1 / |N-| on N-. An empty set has
-    # no pixel that could read its weight, so the clamp only keeps 1 / 0 out of the graph.
-    weight = torch.where(enhance, p / positives.clamp(min=1), 1 / negatives.clamp(min=1))
-    total = F.binary_cross_entropy_with_logits(scores, enhance.to(scores.dtype), weight, reduction="sum")
-    return total / len(score_maps)  # Eq. 9 sums over classes; the batch is averaged
+    return cast(Tensor, _HybridLoss.apply(*_widen(score_maps, soft_labels), pixels, threshold))
+
+
+class _HybridLoss(torch.autograd.Function):
+    """Eq. 7-9 and their gradient in two buffers of the scores' size, of which one waits for the backward pass.
+
+    Eq. 7 and 8 are one sum of log(1 + exp(z)), with z = -s weighted p / |N+| on N+ and z = s weighted 1 / |N-| on N-. A
+    weight gets the sign of z / s, so that its product with sigmoid(z) is the gradient. It can be differentiated twice;
+    torch.func cannot see through it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, p: Tensor, pixels: tuple[int, ...], threshold: float) -> Tensor:
+        """The loss."""
+        enhance = torch.gt(p, threshold, out=torch.empty_like(p))  # 1 on N+, 0 on N-: floats are faster than booleans
+        positives = enhance.sum(pixels, keepdim=True)
+        negatives = p.numel() // positives.numel() - positives
+        # Eq. 9 sums over the classes, and the batch is averaged. The weight of an empty set is not read: it may be any.
+        weights = p / positives.clamp_(min=1).mul_(-len(p))
+        constrain = negatives.clamp_(min=1).mul_(len(p)).reciprocal_()
+        torch.lerp(constrain, weights, enhance, out=weights)  # takes the one or the other
+        ctx.save_for_backward(scores, weights)
+        z = torch.addcmul(scores, scores, enhance, value=-2, out=enhance)
+        return torch.logaddexp(z, z.new_zeros(()), out=z).mul_(weights).abs_().sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient to the scores."""
+        scores, weights = ctx.saved_tensors
+        q = weights.sign().mul_(scores).sigmoid_()
+        if torch.is_grad_enabled():  # a second derivative will need q as it is
+            return q * weights * grad, None, None, None
+        return q.mul_(weights).mul_(grad), None, None, None
 
 
 def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, threshold: float = 0.0) -> Tensor:
@@ -91,10 +116,10 @@ def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, thresho
     Source: paper, section 3.3, Eq. 6.
     """
     _check(score_maps, soft_labels, threshold)
-    scores, p = _widen(score_maps), _widen(soft_labels)
+    scores, p = _widen(score_maps, soft_labels)
     if threshold > 0:
         p = p.masked_fill(p <= threshold, 0)
-    total = F.binary_cross_entropy_with_logits(scores, p.to(scores.dtype), reduction="sum")
+    total = F.binary_cross_entropy_with_logits(scores, p, reduction="sum")
     return total / (len(score_maps) * score_maps[0, 0].numel())  # mean over the batch and over N, sum over classes
 
 
@@ -145,9 +170,10 @@ class MultiLabelCrossEntropy(nn.Module):
         return f"threshold={self.threshold}"
 
 
-def _widen(values: Tensor) -> Tensor:
-    """At least float32: half precision cannot count pixels or sum logarithms."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+def _widen(score_maps: Tensor, soft_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least float32: half precision cannot count pixels or sum logarithms."""
+    dtype = torch.promote_types(torch.promote_types(score_maps.dtype, soft_labels.dtype), torch.float32)
+    return score_maps.to(dtype), soft_labels.to(dtype)
 
 
 def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
@@ -168,9 +194,9 @@ def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
     if not 0 <= threshold < 1:
         raise ValueError(f"expected a threshold in [0, 1), got {threshold}")
     if soft_labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would make it wait
-        low, high = soft_labels.detach().aminmax()
+        low, high = (value.item() for value in soft_labels.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"expected soft labels in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
+                f"expected soft labels in [0, 1], got [{low:.4g}, {high:.4g}]; "
                 "take them from an AttentionAccumulator or call normalize_attention first"
             )

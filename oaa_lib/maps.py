@@ -184,7 +184,8 @@ class PairStore:
         tensor = self.tensors[name]
         if name not in PER_PIXEL or self.layout.starts is None:
             return torch.from_numpy(tensor.numpy()[rows.host]) if is_plain(tensor) else tensor[rows.device]
-        return torch.stack([self._slice(name, row, size) for row in rows.host.tolist()])
+        maps = [self._slice(name, row, size) for row in rows.host.tolist()]
+        return torch.stack(maps) if maps else tensor.new_zeros((0, *size))
 
     def write(self, changes: Sequence[Change], totals: dict[str, Tensor], hosts: Arrays) -> None:
         """Replace values. In a file, a change whose process is killed half way is finished when it is opened again."""

@@ -1,11 +1,12 @@
 """From cues to proxy segmentation labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def pseudo_label_from_cues(
     attention: Tensor,
     classes: Tensor | Sequence[int],
@@ -61,6 +62,9 @@ def pseudo_label_from_cues(
     Source: paper, section 4; rule and thresholds of the authors' public release.
     """
     _check_map("attention", attention, 3)
+    extremes = [values.aminmax() for values in attention]
+    for low, high in extremes:
+        _check_range("attention", low, high)
     class_ids = _checked_classes(classes, attention, ignore_index)
     shares = {
         "foreground_threshold": foreground_threshold,
@@ -75,6 +79,7 @@ def pseudo_label_from_cues(
     size = attention.shape[1:]
     if saliency is not None:
         _check_map("saliency", saliency, 2)
+        _check_range("saliency", *saliency.aminmax())
         _check_same_frame("saliency", saliency, attention)
     if background is None:
         if saliency is None:
@@ -85,6 +90,7 @@ def pseudo_label_from_cues(
         back = 1 - saliency
     elif isinstance(background, Tensor):
         _check_map("background", background, 2)
+        _check_range("background", *background.aminmax())
         _check_same_frame("background", background, attention)
         back = background
     elif 0 <= background <= 1:
@@ -92,28 +98,33 @@ def pseudo_label_from_cues(
     else:
         raise ValueError(f"expected background in [0, 1], got {background}")
 
-    # 1. Channels, background first so that it wins ties.
-    low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
-    objects = (attention - low) / torch.where(high > low, high - low, 1)
-    channels = torch.cat([back.to(objects.dtype)[None], objects])
-    # 2., 3.
-    kept = channels.masked_fill(channels < foreground_threshold, 0)
-    values = torch.cat([class_ids.new_zeros(1), class_ids + 1])
-    best, winner = kept[0], torch.zeros(size, dtype=torch.int64, device=attention.device)
-    for channel in range(1, len(kept)):  # strictly better than all before: max() does not promise the first of a tie
-        better = kept[channel] > best
-        best, winner = torch.where(better, kept[channel], best), winner.masked_fill(better, channel)
-    label = values[winner]
-    # 4.
-    conflict = (channels > conflict_threshold).sum(0) >= 2
-    # 5.
-    uncertain = (objects > strong_attention).any(0)
+    back = back.to(attention.dtype)
+    strongest, second = torch.zeros_like(back), torch.zeros_like(back)  # of the classes, at each pixel
+    number = torch.zeros(size, device=attention.device)  # k + 1 where class k is the strongest
+    for k, (low, high) in enumerate(extremes):
+        channel = (attention[k] - low).div_(torch.where(high > low, high - low, 1))  # 1.
+        number.lerp_(number.new_full((), k + 1), _mask(torch.gt, channel, strongest))  # 3. Ties stay with the earlier.
+        torch.maximum(second, torch.minimum(strongest, channel), out=second)
+        strongest = torch.maximum(strongest, channel)
+    # 2., 3. The background wins ties, and wherever no class reaches the threshold.
+    foreground = _mask(torch.gt, strongest, back).mul_(_mask(torch.ge, strongest, foreground_threshold))
+    torch.maximum(second, torch.minimum(strongest, back), out=second)
+    ignored = _mask(torch.gt, strongest, strong_attention)  # 5.
     if saliency is not None:
-        uncertain = uncertain | (saliency >= uncertain_saliency)
-    label = label.masked_fill(conflict | ((winner == 0) & uncertain), ignore_index)
-    # 6. What was ignored above is no foreground.
-    foreground = (label != 0) & (label != ignore_index)
-    return torch.where(foreground.sum() < min_foreground * label.numel(), ignore_index, label)
+        torch.maximum(ignored, _mask(torch.ge, saliency, uncertain_saliency), out=ignored)
+    ignored.gt_(foreground)  # uncertain and not foreground
+    torch.maximum(ignored, _mask(torch.gt, second, conflict_threshold), out=ignored)  # 4.
+    # From numbers, 0 for the background and the last for ignored pixels, to what they stand for.
+    number.mul_(foreground).lerp_(number.new_full((), len(attention) + 1), ignored)
+    values = torch.cat([class_ids.new_zeros(1), class_ids + 1, class_ids.new_full((1,), ignore_index)])
+    left = foreground.gt_(ignored).sum()
+    values.masked_fill_(left < min_foreground * number.numel(), ignore_index)  # 6.
+    return values.index_select(0, number.flatten().int()).view(size)
+
+
+def _mask(compare: Callable[..., Tensor], values: Tensor, other: Tensor | float) -> Tensor:
+    """``compare(values, other)`` as 1.0 and 0.0, which the CPU works on several times faster than on booleans."""
+    return compare(values, other, out=torch.empty(values.shape, device=values.device))
 
 
 def _check_map(name: str, values: Tensor, ndim: int) -> None:
@@ -123,13 +134,14 @@ def _check_map(name: str, values: Tensor, ndim: int) -> None:
     shape = "(K, H, W)" if ndim == 3 else "(H, W)"
     if values.ndim != ndim or 0 in values.shape[-2:]:
         raise ValueError(f"expected {name} of shape {shape}, H and W at least 1, got {tuple(values.shape)}")
-    if values.device.type == "cpu" and values.numel():
-        low, high = values.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"expected {name} in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
-                "call normalize_attention first, divide 8-bit maps by 255"
-            )
+
+
+def _check_range(name: str, low: Tensor, high: Tensor) -> None:
+    if low.device.type == "cpu" and not (low >= 0 and high <= 1):  # elsewhere a look would wait for the device
+        raise ValueError(
+            f"expected {name} in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
+            "call normalize_attention first, divide 8-bit maps by 255"
+        )
 
 
 def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:

@@ -16,10 +16,13 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import default_collate
 
 from oaa_lib import (
     AttentionAccumulator,
     CAMHead,
+    View,
     hybrid_loss,
     multilabel_cross_entropy,
     normalize_attention,
@@ -28,7 +31,19 @@ from oaa_lib import (
 
 LABELS = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
 GATES = {"score": "score", "topk": "topk", "none": None, "user's": lambda logits, labels: labels & (logits > 0)}
-FUSIONS = {"max": "max", "mean": "mean", "user's": noisy_or}
+BUILT_IN = ["max", "mean", "ema", "harmonic", "noisy-or"]
+FUSIONS = {**dict(zip(BUILT_IN, BUILT_IN, strict=True)), "user's": noisy_or}
+MAP_SIZES = {"one size": (4, 4), "the score maps' size": (5, 6), "sizes": [(4, 4), (5, 6), (2, 2)]}
+SEEN = [View(0.25, -0.5, 1.25, 0.5, True), View(), View(flip=True), View(0.45, 0.45, 0.55, 0.55)]
+FLIPS = [View(flip=True), View(), View(), View(flip=True)]
+VIEWS = {  # made outside of the mode, as by a data loader
+    "none": None,
+    "flips": FLIPS,
+    "list": SEEN,
+    "tensor": torch.tensor(SEEN),
+    "array": np.array(SEEN),
+    "collated": default_collate(SEEN),
+}
 
 
 @contextlib.contextmanager
@@ -65,6 +80,21 @@ def output(batch: int = 2, size: tuple[int, int] = (5, 6), dtype: torch.dtype = 
     )
 
 
+class Transfers(TorchDispatchMode):
+    """Counts the copies from the device to the host, each of which waits for the device; the mode allows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if function is torch.ops.aten.copy_.default else args[0]
+            self.count += (source.device.type, result.device.type) == ("cuda", "cpu")
+        return result
+
+
 # The control: the mode does see what must not happen
 
 
@@ -90,6 +120,15 @@ def test_autocast_is_really_on(mode):
     with cuda_bfloat16_autocast():
         product = torch.empty(2, 2, device="cuda") @ torch.empty(2, 2, device="cuda")
     assert product.dtype == torch.bfloat16
+
+
+def test_transfers_are_counted(mode):
+    x = torch.empty(2, device="cuda")
+    with Transfers() as transfers:
+        torch.empty(2).copy_(x.cpu() + x.to("cpu", non_blocking=True))
+        torch.empty(2).to("cuda").copy_(x * 2)
+        torch.empty(2).copy_(x)
+    assert transfers.count == 3
 
 
 # The way of the data
@@ -140,6 +179,86 @@ def test_update_and_soft_labels(mode, precision, fusion, gate):
 def test_update_with_images_without_label_only(mode, map_size):
     accumulator = AttentionAccumulator(LABELS, map_size, device="cuda")
     assert accumulator.update([2, 2], *output()).offered == 0
+
+
+@precisions
+@pytest.mark.parametrize("views", VIEWS.values(), ids=list(VIEWS))
+@pytest.mark.parametrize("map_size", MAP_SIZES.values(), ids=list(MAP_SIZES))
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=list(FUSIONS))
+def test_nothing_waits_with_views_and_sizes_and_the_latest_kept(mode, precision, fusion, map_size, views):
+    options = {"fusion": fusion, "dtype": torch.float16, "device": "cuda", "keep_latest": True}
+    accumulator, other = (AttentionAccumulator(LABELS, map_size, **options) for _ in range(2))
+    for indices in ([0, 1, 2, 1], [1, 0, 0, 0]):
+        score_maps, logits = output(4, dtype=torch.bfloat16)
+        with Transfers() as transfers, precision():
+            accumulator.update(indices, score_maps, logits, views)
+            accumulator.update(indices, score_maps, views=views, normalization="minmax", fill_empty=True)
+            accumulator.update(indices, score_maps, views=views, normalization=None)
+            read = [
+                accumulator.soft_labels(indices, views, size=(3, 7)),
+                accumulator.latest(indices, views, size=(3, 7)),
+            ]
+            similarity = accumulator.similarity
+        assert transfers.count == 0
+        assert [(each.device.type, each.dtype, each.shape) for each in read] == [
+            ("cuda", torch.float32, (4, 3, 3, 7))
+        ] * 2
+        assert (similarity.device.type, similarity.shape) == ("cuda", (3, 3))
+    with precision():
+        assert accumulator.attention(1).shape == (1, *(map_size if isinstance(map_size, tuple) else map_size[1]))
+        if callable(getattr(accumulator.fusion, "merge", None)):
+            with Transfers() as transfers:
+                other.merge(accumulator)
+            assert transfers.count == 0
+            assert other.latest([1]).device.type == "cuda"
+
+
+@precisions
+@pytest.mark.parametrize("views", VIEWS.values(), ids=list(VIEWS))
+def test_soft_labels_in_views_have_the_size_of_the_maps_unless_told(mode, precision, views):
+    for map_size in ((4, 4), [(4, 4)] * 3):
+        accumulator = AttentionAccumulator(LABELS, map_size, device="cuda")
+        with precision():
+            assert accumulator.soft_labels([1, 0, 2, 1], views).shape == (4, 3, 4, 4)
+    with pytest.raises(ValueError, match="different sizes"):
+        AttentionAccumulator(LABELS, MAP_SIZES["sizes"], device="cuda")[[0, 1]]
+
+
+def test_views_on_the_device_are_refused(mode):
+    accumulator = AttentionAccumulator(LABELS, (4, 4), device="cuda")
+    for views in (torch.empty(2, 5, device="cuda"), View(*torch.empty(5, 2, device="cuda"))):
+        with pytest.raises(ValueError, match="reading it would wait"):
+            accumulator.update([0, 1], *output(), views)
+        with pytest.raises(ValueError, match="reading it would wait"):
+            accumulator.soft_labels([0, 1], views)
+
+
+@precisions
+@pytest.mark.parametrize("views", VIEWS.values(), ids=list(VIEWS))
+@pytest.mark.parametrize("map_size", MAP_SIZES.values(), ids=list(MAP_SIZES))
+@pytest.mark.parametrize(("model", "maps"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_the_maps_may_live_elsewhere_than_the_model(mode, precision, model, maps, map_size, views):
+    for fusion in BUILT_IN:
+        accumulator = AttentionAccumulator(LABELS, map_size, fusion=fusion, device=maps, keep_latest=True)
+        for indices in ([0, 1, 2, 1], [1, 0, 0, 0]):
+            score_maps, logits = torch.empty(4, 3, 5, 6, device=model), torch.empty(4, 3, device=model)
+            with precision():
+                accumulator.update(indices, score_maps, logits, views).update(indices, score_maps, views=views)
+                assert accumulator.soft_labels(indices, views, size=(3, 7)).device.type == maps
+                assert accumulator.latest(indices, views, size=(3, 7)).device.type == maps
+        assert accumulator.counts.device.type == accumulator.similarity.device.type == maps
+
+
+def test_what_tells_numbers_waits_and_statistics_once(mode):
+    accumulator = AttentionAccumulator(LABELS, (4, 4), device="cuda").update([0, 1], *output())
+    for name in ("accepted", "skipped"):
+        with pytest.raises(DataDependentOutputException):
+            getattr(accumulator, name)
+    with Transfers() as transfers:
+        statistics = accumulator.statistics()
+    assert transfers.count == 1
+    assert {values.device.type for values in statistics} == {"cpu"}
+    assert [values.shape for values in statistics] == [(3,)] * 5
 
 
 def test_update_by_name(mode):

@@ -255,3 +255,75 @@ def test_arguments_are_not_modified(name):
     LOSSES[name](score_maps, soft_labels, threshold=0.25)
     assert torch.equal(score_maps, before[0])
     assert torch.equal(soft_labels, before[1])
+
+
+# The gradient is written by hand
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradgradcheck(name, threshold):
+    score_maps, soft_labels = inputs(2, 2, 2, 3)
+    soft_labels[0, 0], soft_labels[1, 1] = 0, 1  # an empty N+, an empty N-
+    assert torch.autograd.gradgradcheck(
+        lambda scores: LOSSES[name](scores, soft_labels, threshold=threshold), score_maps.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_the_gradient_scales_with_what_the_loss_is_multiplied_by(name):
+    score_maps, soft_labels = inputs(2, 3, 4, 5)
+    loss = LOSSES[name](score_maps.requires_grad_(), soft_labels)
+    (once,) = torch.autograd.grad(loss, score_maps, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, score_maps, retain_graph=True)
+    (thrice,) = torch.autograd.grad(3 * loss, score_maps)
+    assert torch.equal(once, again)
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_layout_in_memory_does_not_matter(name):
+    score_maps, soft_labels = inputs(2, 3, 4, 5)
+    expected = LOSSES[name](score_maps, soft_labels)
+    for scores, labels in (
+        (score_maps.to(memory_format=torch.channels_last), soft_labels),
+        (score_maps, soft_labels.to(memory_format=torch.channels_last)),
+        (score_maps.mT.contiguous().mT, soft_labels.mT.contiguous().mT),
+    ):
+        torch.testing.assert_close(LOSSES[name](scores, labels), expected)
+    one = soft_labels[:1, :1]
+    torch.testing.assert_close(
+        LOSSES[name](score_maps, one.expand_as(soft_labels)), LOSSES[name](score_maps, one.repeat(2, 3, 1, 1))
+    )
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_soft_labels_are_constants(name):
+    score_maps, soft_labels = inputs(2, 3, 4, 5)
+    LOSSES[name](score_maps.requires_grad_(), soft_labels.requires_grad_()).backward()
+    assert score_maps.grad is not None
+    assert soft_labels.grad is None
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_one_tensor_of_the_scores_size_waits_for_the_backward_pass(name):
+    score_maps, soft_labels = inputs(2, 3, 4, 5)
+    kept = {}
+
+    def keep(values: Tensor) -> Tensor:
+        kept[values.data_ptr()] = values.nbytes
+        return values
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda values: values):
+        LOSSES[name](score_maps.requires_grad_(), soft_labels)
+    del kept[score_maps.data_ptr()]
+    assert sum(kept.values()) <= score_maps.nbytes
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_loss_is_the_same(name):
+    score_maps, soft_labels = inputs(2, 3, 4, 5)
+    loss = partial(LOSSES[name], soft_labels=soft_labels, threshold=0.25)
+    expected, compiled = loss(score_maps.requires_grad_()), torch.compile(loss, backend="aot_eager")(score_maps)
+    assert compiled == expected
+    assert torch.equal(*(torch.autograd.grad(value, score_maps)[0] for value in (compiled, expected)))

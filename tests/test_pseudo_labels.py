@@ -69,11 +69,11 @@ def options(draw):
     chosen = {
         "foreground_threshold": draw(tenths),
         "uncertain_saliency": draw(tenths),
+        "conflict_threshold": draw(tenths),
         "strong_attention": draw(tenths),
         "min_foreground": draw(st.sampled_from([0.0, 0.01, 0.2, 0.5])),
         "ignore_index": draw(st.sampled_from([255, -1, 21])),
     }
-    chosen["conflict_threshold"] = max(draw(tenths), chosen["foreground_threshold"])
     return draw(st.sampled_from([DEFAULTS, chosen]))
 
 
@@ -221,3 +221,30 @@ def test_arguments_are_not_modified():
     before = [x.clone() for x in (attention, classes, saliency)]
     pseudo_label_from_cues(attention, classes, saliency, background=saliency)
     assert all(torch.equal(x, y) for x, y in zip((attention, classes, saliency), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_many_classes_keep_their_ids_in_any_precision(dtype):
+    attention = torch.eye(600, dtype=dtype)[:, None]  # class k is shown by pixel k alone
+    classes = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    label = pseudo_label_from_cues(attention, classes, background=0.5, ignore_index=-1)
+    assert label.tolist() == [(classes + 1).tolist()]
+
+
+def test_the_layout_in_memory_does_not_matter():
+    attention, saliency = torch.rand(3, 7, 5), torch.rand(7, 5)
+    expected = pseudo_label_from_cues(attention, [3, 7, 5], saliency)
+    turned = pseudo_label_from_cues(attention.mT.contiguous().mT, [3, 7, 5], saliency.mT.contiguous().mT)
+    assert torch.equal(turned, expected)
+    one = torch.rand(1, 7, 5)
+    assert torch.equal(
+        pseudo_label_from_cues(one.expand(2, 7, 5), [3, 7], saliency),
+        pseudo_label_from_cues(one.repeat(2, 1, 1), [3, 7], saliency),
+    )
+
+
+def test_a_label_of_cues_that_require_gradients_is_plain_and_may_be_written_to():
+    attention, saliency = torch.rand(1, 7, 5, requires_grad=True), torch.rand(7, 5, requires_grad=True)
+    label = pseudo_label_from_cues(attention, [3], saliency)
+    label[:] = 7
+    assert label.unique().tolist() == [7]

@@ -1,6 +1,6 @@
 """Stage 1: train the classifier and accumulate its attention online (OAA; paper, sections 3.1 and 3.2).
 
-Writes to --out: checkpoint.pt, max.safetensors and mean.safetensors (the cumulative attention, `AttentionAccumulator.load`), log.csv.
+Writes to --out: checkpoint.pt, {max,mean}.safetensors (the cumulative attention, `AttentionAccumulator.load`), log.csv.
 Run it again with the same --out to resume after the last complete epoch.
 """
 
