@@ -153,6 +153,8 @@ def test_two_classes_above_the_conflict_threshold_are_ignored():
 
 def test_a_flat_attention_map_is_no_cue():
     assert one_row([[0.7, 0.7]], [0.0, 0.05]) == [0, 0]
+    assert one_row([[0.7, 0.7], [0.0, 1.0]], [0.0, 1.0], classes=(7, 3)) == [0, 4]
+    assert one_row([[0.0, 1.0], [0.7, 0.7]], [0.0, 1.0], classes=(7, 3)) == [0, 8]
 
 
 def test_the_share_of_foreground_is_counted_after_ignoring():
