@@ -12,7 +12,7 @@ test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 # Each set-up is done once, and again when what it installs has changed.
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python

@@ -67,7 +67,7 @@ def training_step(seconds: float) -> Iterator[Row]:
         optimizer.step()
 
     accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
-    ours, whole = take_turns(_updates(accumulator, 5), step, seconds=seconds, turns=3)
+    ours, whole = take_turns(_updates(accumulator, 5), step, seconds=seconds)
     share = 100 * ours.median / whole.median
     yield Row("update, share of a VGG-16 step", ours.median, whole.median, share, "percent", 0.5, True)
 

@@ -1,4 +1,4 @@
-"""Fair timing: the candidates take turns within one process, and the medians are compared."""
+"""Fair timing: the candidates take turns call by call within one process, and the medians are compared."""
 
 import time
 from collections.abc import Callable
@@ -31,28 +31,22 @@ class Row(NamedTuple):
     def verdict(self) -> str:
         if self.target is None:
             return "-"
-        reached = self.ratio <= self.target if self.at_most else self.ratio >= self.target
-        return "reached" if reached else "missed"
+        ratio = round(self.ratio, 2)
+        return "reached" if (ratio <= self.target if self.at_most else ratio >= self.target) else "missed"
 
 
-def take_turns(*candidates: Callable[[], object], seconds: float, turns: int = 7) -> list[Time]:
-    """Time each candidate in turn, at least ``turns`` times and for about so many seconds altogether."""
-    loops = [_loops(candidate) for candidate in candidates]
+def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Time]:
+    """Time each candidate in turn, three times at least and for about so many seconds altogether.
+
+    One call each: all of them find the caches as the others have left them, as in a training loop.
+    """
+    for candidate in candidates:
+        candidate()
     samples: list[list[float]] = [[] for _ in candidates]
     end = time.perf_counter() + seconds
-    while len(samples[0]) < turns or time.perf_counter() < end:
-        for candidate, count, kept in zip(candidates, loops, samples, strict=True):
+    while len(samples[0]) < 3 or time.perf_counter() < end:
+        for candidate, kept in zip(candidates, samples, strict=True):
             start = time.perf_counter()
-            for _ in range(count):
-                candidate()
-            kept.append((time.perf_counter() - start) / count)
+            candidate()
+            kept.append(time.perf_counter() - start)
     return [Time(*(float(np.percentile(kept, q)) for q in (50, 25, 75))) for kept in samples]
-
-
-def _loops(candidate: Callable[[], object]) -> int:
-    """How many calls make a sample of about a millisecond; the calls also warm it up."""
-    candidate()
-    start = time.perf_counter()
-    candidate()
-    once = time.perf_counter() - start
-    return max(1, int(1e-3 / max(once, 1e-9)))

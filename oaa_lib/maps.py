@@ -230,7 +230,7 @@ class PairStore:
         parts: list[list[Change]] = [[]]
         left = capacity
         for rows, size, values in changes:
-            row_bytes = sum(value[0].numel() * value.element_size() + 8 for value in values.values())
+            row_bytes = sum(value.shape[1:].numel() * value.element_size() + 8 for value in values.values())
             start = 0
             while start < len(rows.host):
                 if left < row_bytes:

@@ -432,6 +432,21 @@ def test_wrong_views_are_errors_and_change_nothing(views, error, message, read):
     assert same(snapshot(accumulator), before)
 
 
+@pytest.mark.parametrize("fusion", ALL_FUSIONS)
+def test_every_map_stays_in_zero_to_one_through_views(fusion):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        map_size, score_size, size = ((int(h), int(w)) for h, w in rng.integers(1, 40, (3, 2)))
+        left, top, width, height = rng.uniform((-0.5, -0.5, 0.1, 0.1), 1).tolist()
+        view = View(left, top, left + width, top + height, bool(rng.integers(2)))
+        accumulator = AttentionAccumulator([[1]], map_size, fusion=fusion, gate=None, dtype=torch.float32)
+        for _ in range(2):
+            accumulator.update([0], torch.ones(1, 1, *score_size), views=[view])
+        for values in (accumulator.attention(0), accumulator.soft_labels([0], [view], size=size)):
+            assert values.min() >= 0
+            assert values.max() <= 1
+
+
 # Joining and keeping what views have shown
 
 

@@ -47,7 +47,7 @@ def run(processes: int, script: Path, *arguments: object) -> tuple[int, str, str
     """Exit status, stdout and stderr."""
     with start(processes, script, *arguments) as process:
         try:
-            out, errors = process.communicate(timeout=300)
+            out, errors = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.terminate()  # it ends the others
             raise
@@ -196,11 +196,11 @@ def test_the_size_of_the_buckets_makes_no_difference(ranks, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["max", "mean", "noisy-or"])
 def test_it_needs_little_memory_beside_the_maps(ranks, world, fusion):
-    """Buckets of 4096 float32 pixels, maps of 16 buckets; with crops."""
+    """Buckets of 2048 float32 pixels, maps of 16 buckets; with crops."""
     for found in ranks:
         peak, maps = found["memory"][fusion]
-        assert maps == 16 * 4 * 4096
-        assert peak < 4 * 4 * 4096
+        assert maps == 16 * 4 * 2048
+        assert peak < 4 * 4 * 2048
 
 
 # The latest maps

@@ -225,6 +225,15 @@ def test_arguments_are_not_modified():
     assert all(torch.equal(x, y) for x, y in zip((attention, classes, saliency), before, strict=True))
 
 
+def test_labels_are_exact_up_to_the_largest_or_refused():
+    assert one_row([[0.0, 1.0]], [0.0, 1.0], [2**24 - 2]) == [0, 2**24 - 1]
+    assert one_row([[0.0, 1.0]], [0.0, 0.0], min_foreground=1, ignore_index=-(2**24)) == [-(2**24)] * 2
+    with pytest.raises(ValueError, match=r"below 2\*\*24.*16777216"):
+        one_row([[0.0, 1.0]], [0.0, 1.0], [2**24])
+    with pytest.raises(ValueError, match=r"beyond 2\*\*24, got 16777217"):
+        one_row([[0.0, 1.0]], [0.0, 1.0], ignore_index=2**24 + 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_many_classes_keep_their_ids_in_any_precision(dtype):
     attention = torch.eye(600, dtype=dtype)[:, None]  # class k is shown by pixel k alone
