@@ -45,7 +45,10 @@ def main() -> None:
             rows.append(row)
             print(_line(row), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    table = [{**row._asdict(), "verdict": row.verdict} for row in rows]
+    table = [
+        {**row._asdict(), "ours": row.ours._asdict(), "baseline": row.baseline._asdict(), "verdict": row.verdict}
+        for row in rows
+    ]
     arguments.json.write_text(json.dumps({"machine": machine(), "quick": arguments.quick, "rows": table}, indent=2))
     print(f"written to {arguments.json}")
 
@@ -72,7 +75,7 @@ def machine() -> dict[str, object]:
 
 def _line(row: Row) -> str:
     target = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
-    numbers = (_short(row.ours, row.unit), _short(row.baseline, row.unit))
+    numbers = (_short(row.ours.median, row.unit), _short(row.baseline.median, row.unit))
     return (
         f"{row.name:44} {numbers[0]:>10} {numbers[1]:>10} {row.ratio:9.3g} {row.ratio_is:12} {target:>9}  {row.verdict}"
     )

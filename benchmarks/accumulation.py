@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.data import CLASSES, SIDE, batches, labels, scores
-from benchmarks.timing import Row, take_turns
+from benchmarks.data import CLASSES, SIDE, batches, labels, logits, score_maps
+from benchmarks.timing import Measured, Row, take_turns
 from oaa_lib import AttentionAccumulator, CAMHead
 
 IMAGES = 10_582  # VOC's training set
@@ -26,12 +26,19 @@ def png(seconds: float) -> Iterator[Row]:
         accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
         with tempfile.TemporaryDirectory() as folder:
             ours, files = take_turns(
-                _updates(accumulator, size), _png_loop(shown.numpy(), size, Path(folder)), seconds=seconds
+                _updates(accumulator, shown, size), _png_loop(shown.numpy(), size, Path(folder)), seconds=seconds
             )
-        pairs = np.mean([shown[batch].sum() for batch in batches(IMAGES, size)])
-        per_pair = (ours.median / pairs, files.median / pairs)
+        pairs = float(np.mean([shown[batch].sum() for batch in batches(IMAGES, size)]))
         ratio = files.median / ours.median
-        yield Row(f"update a pair, batch {size}, against PNG", *per_pair, ratio, "times faster", target, False)
+        yield Row(
+            f"update a pair, batch {size}, against PNG",
+            ours.per(pairs),
+            files.per(pairs),
+            ratio,
+            "times faster",
+            target,
+            False,
+        )
 
 
 def floor(seconds: float) -> Iterator[Row]:
@@ -48,9 +55,9 @@ def floor(seconds: float) -> Iterator[Row]:
             read.copy_(stored)
             stored.copy_(read)
 
-        ours, least = take_turns(_updates(accumulator, size), copies, seconds=seconds)
+        ours, least = take_turns(_updates(accumulator, shown, size), copies, seconds=seconds)
         ratio = ours.median / least.median
-        yield Row(f"update, batch {size}, against copies", ours.median, least.median, ratio, "times", target, True)
+        yield Row(f"update, batch {size}, against copies", ours, least, ratio, "times", target, True)
 
 
 def training_step(seconds: float) -> Iterator[Row]:
@@ -67,28 +74,30 @@ def training_step(seconds: float) -> Iterator[Row]:
         optimizer.step()
 
     accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
-    ours, whole = take_turns(_updates(accumulator, 5), step, seconds=seconds)
+    ours, whole = take_turns(_updates(accumulator, shown, 5), step, seconds=seconds)
     share = 100 * ours.median / whole.median
-    yield Row("update, share of a VGG-16 step", ours.median, whole.median, share, "percent", 0.5, True)
+    yield Row("update, share of a VGG-16 step", ours, whole, share, "percent", 0.5, True)
 
 
 def scale(seconds: float, largest: int = 1_000_000) -> Iterator[Row]:
     """The same batches from small and large data sets; what it takes to build one, and to hold it."""
-    few = AttentionAccumulator(labels(1000), (SIDE, SIDE)).reset()
-    shown = labels(largest)
+    few_shown, shown = labels(1000), labels(largest)
+    few = AttentionAccumulator(few_shown, (SIDE, SIDE)).reset()
     start = time.perf_counter()
     many = AttentionAccumulator(shown, (SIDE, SIDE))
     built = time.perf_counter() - start
     many.reset()  # writes every page, as an epoch would
-    small, large = take_turns(_updates(few, 16), _updates(many, 16), seconds=seconds)
+    small, large = take_turns(_updates(few, few_shown, 16), _updates(many, shown, 16), seconds=seconds)
     ratio = large.median / small.median
     name = f"update, {largest:,} images against 1,000"
-    yield Row(name, large.median, small.median, ratio, "times", 1.2, True)
-    yield Row(f"construction, {largest:,} images", built, 0.0, built, "seconds", 5, True)
+    yield Row(name, large, small, ratio, "times", 1.2, True)
+    yield Row(f"construction, {largest:,} images", Measured.once(built), Measured.once(0), built, "seconds", 5, True)
     pairs = many.pairs.num_pairs
     kept = [value for value in many.state_dict().values() if isinstance(value, torch.Tensor)]
     more = sum(value.numel() * value.element_size() for value in kept) / pairs - SIDE * SIDE
-    yield Row("memory beside the maps, a pair", more, SIDE * SIDE, more, "bytes", 64, True, "B")
+    yield Row(
+        "memory beside the maps, a pair", Measured.once(more), Measured.once(SIDE * SIDE), more, "bytes", 64, True, "B"
+    )
 
 
 def mapped(seconds: float) -> Iterator[Row]:
@@ -97,18 +106,22 @@ def mapped(seconds: float) -> Iterator[Row]:
     memory = AttentionAccumulator(shown, (SIDE, SIDE)).reset()
     with tempfile.TemporaryDirectory() as folder:
         file = AttentionAccumulator(shown, (SIDE, SIDE), path=Path(folder) / "maps").reset()
-        on_disk, in_memory = take_turns(_updates(file, 16), _updates(memory, 16), seconds=seconds)
+        on_disk, in_memory = take_turns(_updates(file, shown, 16), _updates(memory, shown, 16), seconds=seconds)
     ratio = on_disk.median / in_memory.median
-    yield Row("update, mapped file against memory", on_disk.median, in_memory.median, ratio, "times", None, True)
+    yield Row("update, mapped file against memory", on_disk, in_memory, ratio, "times", None, True)
 
 
-def _updates(accumulator: AttentionAccumulator, size: int) -> Callable[[], object]:
-    indices, (maps, logits) = itertools.cycle(batches(len(accumulator), size)), scores(size)
-    return lambda: accumulator.update(next(indices), maps, logits)
+def _updates(accumulator: AttentionAccumulator, shown: torch.Tensor, size: int) -> Callable[[], object]:
+    maps = score_maps(size)
+    given = itertools.cycle([(batch, maps, logits(shown[batch])) for batch in batches(len(shown), size)])
+    return lambda: accumulator.update(*next(given))
 
 
 def _png_loop(shown: np.ndarray, size: int, folder: Path) -> Callable[[], None]:
-    indices, attention = itertools.cycle(batches(len(shown), size)), scores(size)[0].clamp(0, 1).mul(255).byte().numpy()
+    indices, attention = (
+        itertools.cycle(batches(len(shown), size)),
+        score_maps(size).clamp(0, 1).mul(255).byte().numpy(),
+    )
     for index in range(len(shown)):
         for category in np.flatnonzero(shown[index]):
             Image.fromarray(attention[0, category]).save(folder / f"{index}_{category}.png")

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.data import CLASSES, labels
-from benchmarks.timing import Row, take_turns
+from benchmarks.timing import Measured, Row, take_turns
 from oaa_lib import hybrid_loss
 
 
@@ -24,10 +24,10 @@ def time_and_memory(seconds: float) -> Iterator[Row]:
             seconds=seconds,
         )
         ratio = ours.median / fused.median
-        yield Row(f"hybrid loss, {side} x {side}", ours.median, fused.median, ratio, "times", 1.5, True)
+        yield Row(f"hybrid loss, {side} x {side}", ours, fused, ratio, "times", 1.5, True)
     size = scores.numel() * scores.element_size()
     peak = _peak_bytes(_step(hybrid_loss, scores, soft_labels))
-    yield Row("hybrid loss, peak memory", peak, size, peak / size, "times", 2, True, "B")
+    yield Row("hybrid loss, peak memory", Measured.once(peak), Measured.once(size), peak / size, "times", 2, True, "B")
 
 
 def _step(loss: Callable[[Tensor, Tensor], Tensor], scores: Tensor, soft_labels: Tensor) -> Callable[[], None]:

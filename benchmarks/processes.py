@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.data import SIDE, labels, scores
-from benchmarks.timing import Row
+from benchmarks.data import SIDE, labels, score_maps
+from benchmarks.timing import Measured, Row
 from oaa_lib import AttentionAccumulator
 
 IMAGES = 2000
@@ -24,7 +24,16 @@ def synchronize(seconds: float) -> Iterator[Row]:
             result = Path(folder) / "bytes"
             mp.spawn(_process, (fusion, _free_port(), result), nprocs=2)
             given, least = (float(number) for number in result.read_text().split())
-        yield Row(f"synchronize, {fusion}: bytes moved", given, least, given / least, "times", None, True, "B")
+        yield Row(
+            f"synchronize, {fusion}: bytes moved",
+            Measured.once(given),
+            Measured.once(least),
+            given / least,
+            "times",
+            None,
+            True,
+            "B",
+        )
 
 
 def _process(rank: int, fusion: str, port: int, result: Path) -> None:
@@ -32,10 +41,10 @@ def _process(rank: int, fusion: str, port: int, result: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     accumulator = AttentionAccumulator(labels(IMAGES), (SIDE, SIDE), fusion=fusion, gate=None)
-    maps, logits = scores(16)
+    maps = score_maps(16)
     for start in range(16 * rank, IMAGES, 32):
         indices = list(range(start, min(start + 16, IMAGES)))
-        accumulator.update(indices, maps[: len(indices)], logits[: len(indices)])
+        accumulator.update(indices, maps[: len(indices)])
     given, all_reduce = [0], dist.all_reduce
 
     def counting(tensor: torch.Tensor, *arguments: object, **options: object) -> object:

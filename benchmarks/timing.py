@@ -7,20 +7,29 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Time(NamedTuple):
-    """Seconds a call: median and quartiles over all turns."""
+class Measured(NamedTuple):
+    """Seconds a call, median and quartiles over all turns; or a number of bytes."""
 
     median: float
     lower: float
     upper: float
+
+    @classmethod
+    def once(cls, value: float) -> "Measured":
+        """What does not vary."""
+        return cls(value, value, value)
+
+    def per(self, parts: float) -> "Measured":
+        """The share of one of so many parts."""
+        return Measured(*(value / parts for value in self))
 
 
 class Row(NamedTuple):
     """One line of the table. ``ratio`` is ``ours / baseline``, or whatever ``ratio_is`` says."""
 
     name: str
-    ours: float
-    baseline: float
+    ours: Measured
+    baseline: Measured
     ratio: float
     ratio_is: str
     target: float | None
@@ -35,7 +44,7 @@ class Row(NamedTuple):
         return "reached" if (ratio <= self.target if self.at_most else ratio >= self.target) else "missed"
 
 
-def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Time]:
+def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Measured]:
     """Time each candidate in turn, three times at least and for about so many seconds altogether.
 
     One call each: all of them find the caches as the others have left them, as in a training loop.
@@ -49,4 +58,4 @@ def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Time]:
             start = time.perf_counter()
             candidate()
             kept.append(time.perf_counter() - start)
-    return [Time(*(float(np.percentile(kept, q)) for q in (50, 25, 75))) for kept in samples]
+    return [Measured(*(float(np.percentile(kept, q)) for q in (50, 25, 75))) for kept in samples]

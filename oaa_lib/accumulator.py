@@ -231,7 +231,8 @@ class AttentionAccumulator:
             ValueError: built without ``keep_latest=True``.
         """
         self._check_latest()
-        return (self._per_image(self._store.tensors["similarity"]) - 1).masked_fill_(self.counts < 2, float("nan"))
+        known = self._per_image(self._store.tensors["similarity"])
+        return (known - 1).masked_fill_(known == 0, float("nan"))
 
     @property
     def skipped(self) -> int:
@@ -646,16 +647,19 @@ class AttentionAccumulator:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps."""
+        """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps.
+
+        `torch.distributed.checkpoint` takes it as it is; call `synchronize` before saving with that.
+        """
         return {
             **self._store.tensors,
             **{name: torch.from_numpy(values) for name, values in self._store.hosts.items()},
             **{f"base_{name}": values for name, values in self._base.items()},
-            "offsets": torch.from_numpy(self.pairs.offsets),
-            "classes": torch.from_numpy(self.pairs.classes),
+            "offsets": torch.tensor(self.pairs.offsets),  # copies: some loaders write into what they are given
+            "classes": torch.tensor(self.pairs.classes),
             "num_classes": self.pairs.num_classes,
             "keys": self.pairs.keys,
-            "map_size": list(self._layout.size) if self._layout.size else torch.from_numpy(self.map_size),
+            "map_size": list(self._layout.size) if self._layout.size else torch.tensor(self.map_size),
             "fusion": fusion_name(self.fusion),
         }
 

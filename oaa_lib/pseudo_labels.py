@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+LARGEST = 2**24  # labels are put together in float32, which is exact up to here
+
 
 @torch.no_grad()
 def pseudo_label_from_cues(
@@ -34,7 +36,7 @@ def pseudo_label_from_cues(
 
     Args:
         attention: (K, H, W) float in [0, 1], one map for each class of the image, at the label's size; K may be 0.
-        classes: (K,) integer, 0-based ids of these classes, no id twice.
+        classes: (K,) integer, 0-based ids of these classes, no id twice, below 2**24.
         saliency: (H, W) float in [0, 1], or None if there is none; then give ``background``.
         foreground_threshold: see 2.
         conflict_threshold: see 4.
@@ -62,10 +64,12 @@ def pseudo_label_from_cues(
     Source: paper, section 4; rule and thresholds of the authors' public release.
     """
     _check_map("attention", attention, 3)
-    extremes = [values.aminmax() for values in attention]
+    class_ids = _checked_classes(classes, attention, ignore_index)
+    if not len(attention):  # no class at all is like one that is nowhere to be seen
+        attention, class_ids = attention.new_zeros(1, *attention.shape[1:]), class_ids.new_zeros(1)
+    extremes = [cue.aminmax() for cue in attention]
     for low, high in extremes:
         _check_range("attention", low, high)
-    class_ids = _checked_classes(classes, attention, ignore_index)
     shares = {
         "foreground_threshold": foreground_threshold,
         "conflict_threshold": conflict_threshold,
@@ -98,32 +102,37 @@ def pseudo_label_from_cues(
     else:
         raise ValueError(f"expected background in [0, 1], got {background}")
 
-    back = back.to(attention.dtype)
-    strongest, second = torch.zeros_like(back), torch.zeros_like(back)  # of the classes, at each pixel
-    number = torch.zeros(size, device=attention.device)  # k + 1 where class k is the strongest
-    for k, (low, high) in enumerate(extremes):
-        channel = (attention[k] - low).div_(torch.where(high > low, high - low, 1))  # 1.
-        number.lerp_(number.new_full((), k + 1), _mask(torch.gt, channel, strongest))  # 3. Ties stay with the earlier.
+    channels = (  # 1.
+        (cue - low).div_(torch.where(high > low, high - low, 1))
+        for cue, (low, high) in zip(attention, extremes, strict=True)
+    )
+    values = (class_ids + 1).float()
+    strongest, label = next(channels), values[0].repeat(size)  # of the classes alone
+    second = torch.zeros_like(strongest)
+    for value, channel in zip(values[1:], channels, strict=True):
+        label.lerp_(value, _mask(torch.gt, channel, strongest))  # 3. Ties stay with the earlier.
         torch.maximum(second, torch.minimum(strongest, channel), out=second)
         strongest = torch.maximum(strongest, channel)
+    back = back.to(strongest.dtype)
+    torch.maximum(second, torch.minimum(strongest, back), out=second)
     # 2., 3. The background wins ties, and wherever no class reaches the threshold.
     foreground = _mask(torch.gt, strongest, back).mul_(_mask(torch.ge, strongest, foreground_threshold))
-    torch.maximum(second, torch.minimum(strongest, back), out=second)
     ignored = _mask(torch.gt, strongest, strong_attention)  # 5.
     if saliency is not None:
         torch.maximum(ignored, _mask(torch.ge, saliency, uncertain_saliency), out=ignored)
     ignored.gt_(foreground)  # uncertain and not foreground
     torch.maximum(ignored, _mask(torch.gt, second, conflict_threshold), out=ignored)  # 4.
-    # From numbers, 0 for the background and the last for ignored pixels, to what they stand for.
-    number.mul_(foreground).lerp_(number.new_full((), len(attention) + 1), ignored)
-    values = torch.cat([class_ids.new_zeros(1), class_ids + 1, class_ids.new_full((1,), ignore_index)])
-    left = foreground.gt_(ignored).sum()
-    values.masked_fill_(left < min_foreground * number.numel(), ignore_index)  # 6.
-    return values.index_select(0, number.flatten().int()).view(size)
+    label.mul_(foreground)
+    too_little = foreground.gt_(ignored).sum() < min_foreground * label.numel()  # 6.
+    torch.maximum(ignored, too_little.float(), out=ignored)
+    return label.lerp_(label.new_full((), ignore_index), ignored).long()
 
 
 def _mask(compare: Callable[..., Tensor], values: Tensor, other: Tensor | float) -> Tensor:
-    """``compare(values, other)`` as 1.0 and 0.0, which the CPU works on several times faster than on booleans."""
+    """``compare(values, other)`` as 1.0 and 0.0, which the CPU works on several times faster than on booleans.
+
+    So ``a * b`` is "and", ``maximum(a, b)`` "or", ``a > b`` "a but not b", and ``lerp(x, y, a)`` "y where a, else x".
+    """
     return compare(values, other, out=torch.empty(values.shape, device=values.device))
 
 
@@ -154,8 +163,10 @@ def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:
 
 def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_index: int) -> Tensor:
     """(K,) int64 on the device of the attention."""
-    if ignore_index == 0:
-        raise ValueError("expected an ignore_index that is not the background's 0, got 0")
+    if ignore_index == 0 or abs(ignore_index) > LARGEST:
+        raise ValueError(
+            f"expected an ignore_index that is not the background's 0 nor beyond 2**24, got {ignore_index}"
+        )
     try:
         class_ids = torch.as_tensor(classes, device=attention.device)
     except (TypeError, ValueError) as error:
@@ -168,6 +179,8 @@ def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_
         )
     if class_ids.device.type == "cpu":  # elsewhere a look would wait for the device
         ids = class_ids.tolist()
-        if len(set(ids)) < len(ids) or any(i < 0 or i + 1 == ignore_index for i in ids):
-            raise ValueError(f"expected different class ids >= 0 whose label is not {ignore_index}, got {ids}")
+        if len(set(ids)) < len(ids) or any(not 0 <= i < LARGEST or i + 1 == ignore_index for i in ids):
+            raise ValueError(
+                f"expected different class ids >= 0 and below 2**24 whose label is not {ignore_index}, got {ids}"
+            )
     return class_ids.long()

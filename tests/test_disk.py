@@ -480,6 +480,7 @@ class Forks:
     """A process that forks others, one at a time: to start one from nothing and import torch takes seconds."""
 
     def __init__(self) -> None:
+        self.pid = None
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
@@ -499,6 +500,8 @@ class Forks:
     def hear(self):
         """What the child says."""
         kind, value = self.server.stdout.readline().split(maxsplit=1)
+        if kind == "ended":
+            self.pid = None
         assert kind == "said", "the child ended without a word"
         return json.loads(value)
 
@@ -509,7 +512,9 @@ class Forks:
     def end(self) -> int:
         """How the child ended: its exit code, or the signal that killed it, negative."""
         kind, code = self.server.stdout.readline().split(maxsplit=1)
-        assert kind == "ended"
+        while kind != "ended":
+            kind, code = self.server.stdout.readline().split(maxsplit=1)
+        self.pid = None
         return int(code)
 
     def run(self, function, *arguments) -> int:
@@ -522,6 +527,11 @@ class Forks:
         assert self.end() == 0
         return answer
 
+    def clear(self) -> None:
+        """End what a test that failed has left."""
+        if self.pid is not None:
+            self.kill()
+
     def close(self) -> None:
         self.server.stdin.close()
         self.server.stdout.close()
@@ -533,12 +543,18 @@ def str_of_path(value):
 
 
 @pytest.fixture(scope="module")
-def forks():
+def server():
     if not hasattr(os, "fork"):
         pytest.skip("needs processes that fork")
     forks = Forks()
     yield forks
     forks.close()
+
+
+@pytest.fixture
+def forks(server):
+    yield server
+    server.clear()
 
 
 @pytest.mark.slow

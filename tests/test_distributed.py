@@ -447,7 +447,6 @@ def test_a_mean_saved_between_two_synchronizations_is_refused_later(tmp_path):
 
 
 @alone
-@pytest.mark.xfail(strict=True, reason="state_dict shares memory with the pairs, where a checkpoint is loaded in place")
 @pytest.mark.parametrize("map_size", [(2, 2), [[2, 2], [1, 4]]])
 def test_a_checkpoint_of_another_data_set_is_refused(tmp_path, map_size):
     first = AttentionAccumulator([[1, 0], [0, 1]], map_size, gate=None)
@@ -458,7 +457,6 @@ def test_a_checkpoint_of_another_data_set_is_refused(tmp_path, map_size):
     assert second.classes(0).tolist() == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="0 stands for none in memory, and is read as a cosine of -1")
 def test_the_similarity_of_a_pair_whose_maps_met_on_two_processes_is_not_known():
     first, second = (AttentionAccumulator([[1]], (2, 2), gate=None, keep_latest=True) for _ in range(2))
     for accumulator in (first, second):
