@@ -15,7 +15,7 @@ import torch
 from benchmarks import accumulation, labelling, losses, processes
 from benchmarks.timing import Row
 
-ROWS: dict[str, Callable[[float], Iterator[Row]]] = {
+ROWS: dict[str, Callable[..., Iterator[Row]]] = {
     "png": accumulation.png,
     "floor": accumulation.floor,
     "step": accumulation.training_step,
@@ -25,6 +25,7 @@ ROWS: dict[str, Callable[[float], Iterator[Row]]] = {
     "mapped": accumulation.mapped,
     "synchronize": processes.synchronize,
 }
+QUICK: dict[str, dict[str, int]] = {"step": {"side": 32}, "scale": {"largest": 20_000}, "synchronize": {"images": 64}}
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     print(f"{'':44} {'ours':>10} {'baseline':>10} {'ratio':>9}               {'target':>8}")
     rows = []
     for name in arguments.rows:
-        options = {"largest": 20_000} if arguments.quick and name == "scale" else {}
+        options = QUICK.get(name, {}) if arguments.quick else {}
         for row in ROWS[name](0.02 if arguments.quick else 5.0, **options):
             rows.append(row)
             print(_line(row), flush=True)

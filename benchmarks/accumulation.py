@@ -25,9 +25,8 @@ def png(seconds: float) -> Iterator[Row]:
     for size, target in ((16, 60), (1, 10)):
         accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
         with tempfile.TemporaryDirectory() as folder:
-            ours, files = take_turns(
-                _updates(accumulator, shown, size), _png_loop(shown.numpy(), size, Path(folder)), seconds=seconds
-            )
+            update, loop = _updates(accumulator, shown, size), _png_loop(shown.numpy(), size, Path(folder))
+            ours, files = take_turns(update, loop, seconds=seconds, turn=0.05)
         pairs = float(np.mean([shown[batch].sum() for batch in batches(IMAGES, size)]))
         ratio = files.median / ours.median
         yield Row(
@@ -60,11 +59,11 @@ def floor(seconds: float) -> Iterator[Row]:
         yield Row(f"update, batch {size}, against copies", ours, least, ratio, "times", target, True)
 
 
-def training_step(seconds: float) -> Iterator[Row]:
+def training_step(seconds: float, side: int = 224) -> Iterator[Row]:
     """A step of a VGG-16 classifier, batch 5 at 224 x 224, stride 8."""
     network = nn.Sequential(_vgg16(), CAMHead(512, CLASSES))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    images, shown = torch.randn(5, 3, 224, 224), labels(IMAGES)
+    images, shown = torch.randn(5, 3, side, side), labels(IMAGES)
     targets = shown[:5].float()
 
     def step() -> None:

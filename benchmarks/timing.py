@@ -1,4 +1,4 @@
-"""Fair timing: the candidates take turns call by call within one process, and the medians are compared."""
+"""Fair timing: the candidates take turns within one process, and the medians are compared."""
 
 import time
 from collections.abc import Callable
@@ -44,10 +44,11 @@ class Row(NamedTuple):
         return "reached" if (ratio <= self.target if self.at_most else ratio >= self.target) else "missed"
 
 
-def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Measured]:
-    """Time each candidate in turn, three times at least and for about so many seconds altogether.
+def take_turns(*candidates: Callable[[], object], seconds: float, turn: float = 0) -> list[Measured]:
+    """Time every call of each candidate, in turns, for about so many seconds altogether.
 
-    One call each: all of them find the caches as the others have left them, as in a training loop.
+    A turn is one call: all find the caches as the others have left them, as in a training loop. Where only one of the
+    candidates would ever run, ``turn`` seconds of calls without the others in between show it by itself.
     """
     for candidate in candidates:
         candidate()
@@ -55,7 +56,13 @@ def take_turns(*candidates: Callable[[], object], seconds: float) -> list[Measur
     end = time.perf_counter() + seconds
     while len(samples[0]) < 3 or time.perf_counter() < end:
         for candidate, kept in zip(candidates, samples, strict=True):
-            start = time.perf_counter()
-            candidate()
-            kept.append(time.perf_counter() - start)
+            now = time.perf_counter()
+            turn_ends = now + turn
+            while True:
+                start = now
+                candidate()
+                now = time.perf_counter()
+                kept.append(now - start)
+                if now >= turn_ends:
+                    break
     return [Measured(*(float(np.percentile(kept, q)) for q in (50, 25, 75))) for kept in samples]

@@ -338,7 +338,7 @@ class AttentionAccumulator:
     def _dense(self, name: str, indices: Indices, views: Views | None, size: tuple[int, int] | None) -> Tensor:
         images = self.pairs.positions(indices)
         boxes = None if views is None else check_views(views, len(images))
-        size = self._layout.size_of(images) if size is None else size
+        size = self._layout.size_of(images) if size is None else _checked_size(size)
         pairs = self.pairs.select(images)
         dense = torch.zeros(len(images), self.pairs.num_classes, *size, device=self.device)
         for stored_size, members in self._layout.group(images[pairs.positions]):
@@ -844,6 +844,18 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     maps = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
     return maps.clamp(max=1)  # the weights of a resize may add up to a rounding more than 1
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if (
+        isinstance(size, str)
+        or not isinstance(size, Sequence)
+        or not all(isinstance(n, (int, np.integer)) for n in size)
+    ):
+        raise TypeError(f"expected size as two integers (h, w), got {size!r}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"expected size (h, w) of at least (1, 1), got {tuple(size)}")
+    return int(size[0]), int(size[1])
 
 
 def _in_range(maps: Tensor, what: str, advice: str) -> Tensor:

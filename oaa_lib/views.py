@@ -169,7 +169,7 @@ def into_view(boxes: Floats, size: tuple[int, int]) -> Sampling:
 
 
 def sample(maps: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Bilinear values of maps (K, h, w) at K x H x W places, and where (K, H, W) bool these lie inside; 0 elsewhere.
+    """Bilinear values of maps (K, h, w) float32 at K x H x W places, and where (K, H, W) these lie inside; 0 elsewhere.
 
     Between the outermost pixel centres and the edge the outermost value continues, as in a resize.
     """
@@ -180,7 +180,7 @@ def sample(maps: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     columns, rows = x[:, None, :].expand(inside.shape), y[:, :, None].expand(inside.shape)
     grid = torch.stack([columns, rows], dim=-1)
     values = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
-    return values.where(inside, 0), inside
+    return values.clamp(max=1).where(inside, 0), inside  # the weights may add up to a rounding more than 1
 
 
 def _centres(pixels: int) -> Floats:

@@ -492,6 +492,9 @@ def test_merging_keeps_what_only_one_of_two_has_seen_of_a_pixel():
     torch.testing.assert_close(merged.attention(0).flatten(), torch.tensor([1.0, 0.75, 0.5]))
     merged.update([0], torch.zeros(1, 1, 1, 1), normalization=None)
     torch.testing.assert_close(merged.attention(0).flatten(), torch.tensor([0.5, 0.5, 0.25]))
+    merged = build(1.0, View()).merge(build(0.5, last))  # only the other one has missed something
+    merged.update([0], torch.zeros(1, 1, 1, 1), normalization=None)
+    torch.testing.assert_close(merged.attention(0).flatten(), torch.tensor([0.5, 0.5, 0.5]))
 
 
 def through_state_dict(stream, accumulator, options, path):

@@ -161,11 +161,8 @@ def test_resume_makes_the_file_if_there_is_none(tmp_path):
 
 def test_the_file_is_all_there_is_and_nothing_is_left_open(tmp_path):
     def mentions():
-        return [
-            name
-            for name in map(os.path.realpath, map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd")))
-            if "maps" in name
-        ]
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return [link for link in links if os.path.realpath(link) == os.path.realpath(tmp_path / "maps")]
 
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("tells open files by /proc")
@@ -665,6 +662,29 @@ def test_a_batch_too_large_for_the_journal_is_torn_between_pairs_only(kind, tmp_
             break
     assert same(state, after)
     assert len(seen) > 3  # the journal was used several times
+
+
+@pytest.mark.slow
+@every_kind
+def test_a_merge_killed_at_any_line_is_torn_between_pairs_only(kind, tmp_path):
+    path, other = tmp_path / "maps", endless(kind)
+    before = advance(kind, range(3), path=path, journal=1)
+    for number in range(10, 13):
+        show(other, number)
+    merged = endless(kind)
+    for number in range(3):
+        show(merged, number)
+    after = snapshot(merged.merge(other))
+    shutil.copyfile(path, tmp_path / "base")
+    for step in itertools.count(1, 5):
+        shutil.copyfile(tmp_path / "base", path)
+        killed = stop_at_line(step, kill_softly, endless(kind, path).merge, other)
+        state = reopened(kind, path)
+        rows = list(zip(*(rows_of(kind, values, 1) for values in (state, before, after)), strict=True))
+        assert all(row in (old, new) for row, old, new in rows), step
+        if not killed:
+            break
+    assert same(state, after)
 
 
 @pytest.mark.slow
