@@ -347,7 +347,7 @@ class AttentionAccumulator:
             if boxes is None or flips_only(boxes):
                 values = _resize(values if boxes is None else mirror(values, boxes[positions]), size)
             else:
-                values, _ = sample(values, into_view(boxes[positions], size))
+                values = sample(values, into_view(boxes[positions], size))[0].clamp(max=1)
             dense.index_put_(self._to(self.device, positions, classes), values)
         return dense
 
@@ -836,6 +836,7 @@ def _place(offer: Offer, boxes: Floats | None, size: tuple[int, int]) -> Offer:
         return offer._replace(attention=_resize(attention, size))
     sampling = into_image(boxes, size)
     attention, seen = sample(offer.attention, sampling)
+    attention = attention.clamp(max=1)  # as in a resize
     return offer._replace(attention=attention, seen=None if sampling.covers() else seen)
 
 

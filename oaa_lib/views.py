@@ -180,7 +180,7 @@ def sample(maps: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     columns, rows = x[:, None, :].expand(inside.shape), y[:, :, None].expand(inside.shape)
     grid = torch.stack([columns, rows], dim=-1)
     values = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
-    return values.clamp(max=1).where(inside, 0), inside  # the weights may add up to a rounding more than 1
+    return values.where(inside, 0), inside
 
 
 def _centres(pixels: int) -> Floats:
