@@ -16,7 +16,7 @@ from typing_extensions import Self
 from oaa_lib import host, merging
 from oaa_lib.cam import normalize_with_peak
 from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
-from oaa_lib.gating import Gate, gate_name, resolve_gate
+from oaa_lib.gating import Gate, gate_name, resolve_gate, score_gate
 from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, is_plain, times_seen
 from oaa_lib.pairs import IntArray, PairSelection, PairTable
 from oaa_lib.storage import Arrays, MappedFile, PathLike, naming, read_file, write_file
@@ -426,21 +426,22 @@ class AttentionAccumulator:
         pairs = self.pairs.select(images)
         if not len(pairs.rows):
             return self
-        (places,) = self._to(score_maps.device, pairs.positions * self.pairs.num_classes + pairs.classes)
-        maps = score_maps.flatten(0, 1).index_select(0, places).float()
-        if logits is None and self.gate is not None:
-            logits = score_maps.float().mean((-2, -1))  # Eq. 1
-        trusted, passed = self._judge(logits, pairs, places)
         repeated = len(set(images.tolist())) < len(images)
         changes, skipped = [], self._store.tensors["skipped"]
-        if normalization == "max" and boxes is None and not repeated and self._is_plain_maximum(maps):
-            change, fine_here = host.maximum(
-                self._store.tensors, pairs.rows, maps, trusted.numpy(), passed.numpy(), fill_empty
-            )
+        passed_here = None
+        if normalization == "max" and boxes is None and not repeated and self._is_plain_maximum(score_maps):
+            passed_here = self._judge_here(score_maps if logits is None else logits, pairs)
+        if passed_here is not None:
+            change, fine_here = host.maximum(self._store.tensors, pairs, score_maps, passed_here, fill_empty)
             changes.append(change)
             if not fine_here.all():
                 skipped = skipped + torch.from_numpy(self._per_class(pairs.classes[~fine_here]))
         else:
+            (places,) = self._to(score_maps.device, pairs.positions * self.pairs.num_classes + pairs.classes)
+            maps = score_maps.flatten(0, 1).index_select(0, places).float()
+            if logits is None and self.gate is not None:
+                logits = score_maps.float().mean((-2, -1))  # Eq. 1
+            trusted, passed = self._judge(logits, pairs, places)
             attention, fine = _normalize(maps, normalization)
             if type(self.fusion) not in OUR_FUSIONS:
                 attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
@@ -476,17 +477,29 @@ class AttentionAccumulator:
             return trusted, everyone
         return trusted, self._ask_gate(self.gate, logits, targets).flatten().index_select(0, places)
 
-    def _is_plain_maximum(self, maps: Tensor) -> bool:
-        """Whether `host.maximum` can do the rest."""
+    def _is_plain_maximum(self, score_maps: Tensor) -> bool:
+        """Whether `host.maximum` can do the fusion."""
         kept = self._store.tensors
         return (
             type(self.fusion) is MaxFusion
             and kept["maps"].dtype == torch.uint8
-            and maps.shape[1:] == self._layout.size
+            and score_maps.dtype == torch.float32
+            and score_maps.shape[2:] == self._layout.size
             and "latest" not in kept
-            and is_plain(maps)
+            and is_plain(score_maps)
             and is_plain(kept["maps"])
         )
+
+    def _judge_here(self, scores: Tensor, pairs: PairSelection) -> npt.NDArray[np.bool_] | None:
+        """Which (K,) pairs the paper's gate lets pass, from logits or score maps; None where it takes more to tell."""
+        if self.gate is None and scores.ndim == 4:
+            return np.ones(len(pairs.rows), dtype=np.bool_)
+        if self.gate not in (None, score_gate) or not is_plain(scores):
+            return None
+        logits = (scores.mean((-2, -1)) if scores.ndim == 4 else scores).detach().float().numpy()  # Eq. 1
+        if not np.isfinite(logits).all():
+            return None
+        return np.ones(len(pairs.rows), dtype=np.bool_) if self.gate is None else host.score_gate(logits, pairs)
 
     def _per_class(self, classes: IntArray) -> npt.NDArray[np.int64]:
         return np.bincount(classes, minlength=self.pairs.num_classes)
