@@ -1,7 +1,7 @@
 """Watching attention accumulate: what has happened so far, and how chosen maps have grown."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +85,41 @@ class Snapshots:
                 self._latest[index].append(encode(latest, torch.uint8).cpu())
 
     def cumulative(self, index: int | str) -> Tensor:
-        """(T, K, H, W) float32 in [0, 1]: the cumulative attention of one image's classes at the steps `taken`."""
-        return decode(torch.stack(self._cumulative[index]))
+        """(T, K, H, W) float32 in [0, 1]: the cumulative attention of one image's classes at the steps `taken`.
+
+        Raises:
+            KeyError: an image that was not chosen.
+            RuntimeError: nothing has been kept so far.
+        """
+        return self._stack(self._cumulative, index)
+
+    def _stack(self, kept: dict[int | str, list[Tensor]], index: int | str) -> Tensor:
+        if index not in kept:
+            raise KeyError(f"no snapshots are taken of {index!r}; there are some of {list(kept)}")
+        if not kept[index]:
+            raise RuntimeError(f"nothing has been kept of {index!r} so far; call take(step) at a chosen step")
+        return decode(torch.stack(kept[index]))
 
     def latest(self, index: int | str) -> Tensor:
         """(T, K, H, W) float32 in [0, 1]: the latest accepted attention at these steps; needs ``keep_latest=True``."""
-        return decode(torch.stack(self._latest[index]))
+        if not self.accumulator.keeps_latest:
+            raise RuntimeError("the accumulator keeps no latest attention; build it with keep_latest=True")
+        return self._stack(self._latest, index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has been kept, as tensors and plain values, for a checkpoint."""
+        return {"taken": list(self.taken), "cumulative": self._cumulative, "latest": self._latest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, of snapshots of the same images.
+
+        Raises:
+            ValueError: it is of other images.
+        """
+        if list(state["cumulative"]) != list(self._cumulative):
+            raise ValueError(
+                f"expected snapshots of {list(self._cumulative)}, got those of {list(state['cumulative'])}"
+            )
+        self.taken = list(state["taken"])
+        self._cumulative = {index: list(maps) for index, maps in state["cumulative"].items()}
+        self._latest = {index: list(maps) for index, maps in state["latest"].items()}

@@ -322,3 +322,32 @@ def test_snapshots_of_an_unknown_image_are_an_error():
         Snapshots(accumulator, [1], [0])
     with pytest.raises(KeyError):
         Snapshots(AttentionAccumulator([[1]], (1, 1), keys=["a"]), ["b"], [0])
+
+
+def test_snapshots_go_on_from_a_checkpoint():
+    accumulator = AttentionAccumulator([[1, 0], [1, 1]], (2, 2), gate=None, keep_latest=True)
+    whole = Snapshots(accumulator, [1], range(4))
+    resumed = Snapshots(accumulator, [1], range(4))
+    for step in range(4):
+        accumulator.update([0, 1], torch.rand(2, 2, 2, 2))
+        whole.take(step)
+        if step == 1:
+            resumed.load_state_dict(whole.state_dict())
+        if step > 1:
+            resumed.take(step)
+    assert resumed.taken == whole.taken == [0, 1, 2, 3]
+    assert torch.equal(resumed.cumulative(1), whole.cumulative(1))
+    assert torch.equal(resumed.latest(1), whole.latest(1))
+    with pytest.raises(ValueError, match=r"expected snapshots of \[0\], got those of \[1\]"):
+        Snapshots(accumulator, [0], [0]).load_state_dict(whole.state_dict())
+
+
+def test_snapshots_that_are_not_there_are_told():
+    accumulator = AttentionAccumulator([[1, 0], [1, 1]], (2, 2), gate=None)
+    snapshots = Snapshots(accumulator, [1], [0])
+    with pytest.raises(RuntimeError, match="nothing has been kept"):
+        snapshots.cumulative(1)
+    with pytest.raises(KeyError, match="no snapshots are taken of 0"):
+        snapshots.cumulative(0)
+    with pytest.raises(RuntimeError, match="keep_latest=True"):
+        snapshots.latest(1)
