@@ -1,18 +1,16 @@
 """A picture of a run: attention during the training, and what each method makes of it, one image a row."""
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
 
 import numpy as np
-import torch
-from data import VOCFolder
+from data import VOCFolder, voc_palette
 from evaluate_cues import read_map
-from make_pseudo_labels import voc_palette
 from networks import BACKBONES
 from PIL import Image
 from torch.nn import functional as F
+from training import finished
 
 PALETTE = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
 PALETTE[255] = 255  # ignored pixels are white on the sheet
@@ -41,13 +39,13 @@ def main() -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    data = VOCFolder(arguments.voc_root, "train")
-    geometry = BACKBONES[json.loads((arguments.run / "settings.json").read_text())["backbone"]].geometry
-    state = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    snapshots = state["snapshots"]
-    names = list(snapshots[0])
-    moments = sorted({0, len(snapshots) // 3, len(snapshots) - 1})
-    titles = ["image", *(f"epoch {m + 1}" for m in moments), *(folder.parent.name for folder in arguments.maps)]
+    settings, state = finished(arguments.run)
+    data = VOCFolder(arguments.voc_root, settings["data"]["split"])
+    geometry = BACKBONES[settings["arguments"]["backbone"]].geometry
+    taken, latest = state["snapshots"]["taken"], state["snapshots"]["latest"]
+    names = list(latest)
+    moments = sorted({0, len(taken) // 3, len(taken) - 1})
+    titles = ["image", *(f"step {taken[m]}" for m in moments), *(folder.parent.name for folder in arguments.maps)]
     titles += (["pseudo label"] if arguments.labels else []) + ["truth"]
 
     figure, axes = plt.subplots(
@@ -62,7 +60,7 @@ def main() -> None:
         class_id = data.class_ids(name)[0]
         pictures = [photograph]
         for moment in moments:
-            cells = snapshots[moment][name][:1, None]
+            cells = latest[name][moment][:1, None].float() / 255
             full = F.interpolate(cells, (height, width), mode="bilinear", align_corners=geometry.centred)
             pictures.append(overlay(photograph, full[0, 0].numpy()))
         for folder in arguments.maps:

@@ -1,52 +1,44 @@
-"""Any data set in VOC layout: images, image-level labels, masks, and batches of one shape."""
+"""Any data set in VOC layout: photographs, image-level labels, masks; and the endless stream of training batches."""
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from networks import Geometry
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from oaa_lib import View
+from oaa_lib.augmentation import transform_with_view
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-MAX_ASPECT = 3.0  # longer images are squeezed to this, so that the maps of a data set have a bounded size
+MAX_ASPECT = 3.0  # longer images are squeezed to this, so that one panorama does not decide the memory of a batch
 
 
-class Sample(NamedTuple):
-    """One training sample.
-
-    Attributes:
-        name: of the image.
-        image: (3, H, W) float32, normalised; mirrored if ``flipped``.
-        labels: (C,) float32 0/1.
-        flipped: whether the image is mirrored.
-    """
-
-    name: str
-    image: Tensor
-    labels: Tensor
-    flipped: bool
-
-
-class VOCFolder(Dataset[Sample]):
-    """Images of one split of a folder in VOC layout, with image-level labels.
+class VOCFolder:
+    """One split of a folder in VOC layout.
 
     ``JPEGImages/NAME.jpg``, ``ImageSets/Segmentation/SPLIT_cls.txt`` with lines ``NAME ID [ID ...]`` (0-based classes),
-    ``classes.txt`` with one class name a line (without it, VOC's 20 are meant), ``SegmentationClass/NAME.png`` for
-    scoring only. Without ``SPLIT_cls.txt`` the labels are read from the masks.
+    ``classes.txt`` with one class name a line (without it, VOC's 20 are meant), ``SegmentationClass/NAME.png``, or
+    ``SegmentationClassAug/NAME.png`` where that exists, for scoring only. Without ``SPLIT_cls.txt`` the labels are read
+    from the masks; ``prepare.py`` writes such lists.
 
     Args:
         root: the folder.
-        split: ``train``, ``val`` or another list in ``ImageSets/Segmentation``.
+        split: a list in ``ImageSets/Segmentation``.
         negatives: a further list of images that show none of the classes, or None.
+
+    Attributes:
+        names: of the images.
+        labels: (N, C) float32 0/1.
+        classes: their names.
     """
 
     def __init__(self, root: Path, split: str, *, negatives: str | None = None) -> None:
@@ -56,9 +48,12 @@ class VOCFolder(Dataset[Sample]):
             raise SystemExit(f"{root} is not in VOC layout: expected a folder JPEGImages in it (--voc-root)")
         classes_file = root / "classes.txt"
         self.classes = classes_file.read_text().split() if classes_file.exists() else list(VOC_CLASSES)
+        self._mask_folders = [f for f in ("SegmentationClass", "SegmentationClassAug") if (root / f).is_dir()]
         label_ids = self._read_labels()
         if negatives is not None:
             label_ids.update((name, []) for name in self._read_list(f"{negatives}.txt"))
+        if not label_ids:
+            raise SystemExit(f"{self._list_path(split + '.txt')} names no image")
         self.names = list(label_ids)
         missing = [name for name in self.names if not self.image_path(name).exists()]
         if missing:
@@ -66,75 +61,56 @@ class VOCFolder(Dataset[Sample]):
         self.labels = torch.zeros(len(self.names), len(self.classes))
         for row, ids in enumerate(label_ids.values()):
             self.labels[row, ids] = 1
-        self.sizes: dict[str, tuple[int, int]] = {}  # of the network's input, (H, W); filled by prepare()
-
-    def prepare(self, short_side: int, geometry: Geometry, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the size every image is brought to: short side as given, aspect kept up to one cell, whole cells."""
-        self.geometry = geometry
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-        for name in self.names:
-            with Image.open(self.image_path(name)) as image:
-                width, height = image.size
-            scale = short_side / min(width, height)
-            limit = short_side * MAX_ASPECT
-            self.sizes[name] = (geometry.side(min(height * scale, limit)), geometry.side(min(width * scale, limit)))
-
-    @property
-    def map_size(self) -> tuple[int, int]:
-        """(H, W) in cells that holds the score map of every image."""
-        heights, widths = zip(*self.sizes.values(), strict=True)
-        return self.geometry.cells(max(heights)), self.geometry.cells(max(widths))
-
-    def own_cells(self, name: str, maps: Tensor) -> Tensor:
-        """Maps (..., H, W) in the frame of `map_size` to the cells (..., h, w) that the image fills, its top left."""
-        height, width = (self.geometry.cells(side) for side in self.sizes[name])
-        return maps[..., :height, :width]
+        self._ids = label_ids
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def __getitem__(self, item: tuple[int, bool]) -> Sample:
-        """Sample ``item[0]``, mirrored if ``item[1]``: `ShapeBatches` decides both."""
-        index, flipped = item
-        image = self.load(self.names[index])
-        return Sample(self.names[index], image.flip(-1) if flipped else image, self.labels[index], flipped)
-
-    def load(self, name: str) -> Tensor:
-        """(3, H, W) float32, resized (bicubic, as the paper's releases do) and normalised."""
-        height, width = self.sizes[name]
-        with Image.open(self.image_path(name)) as image:
-            pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        return (tensor - self.mean) / self.std
 
     def image_path(self, name: str) -> Path:
         """Where the photograph is."""
         return self.root / "JPEGImages" / f"{name}.jpg"
 
+    def photograph(self, name: str) -> Image.Image:
+        """The decoded image, RGB."""
+        try:
+            with Image.open(self.image_path(name)) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise SystemExit(
+                f"{self.image_path(name)} cannot be read ({error}); replace it, or take it off the list"
+            ) from error
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(H, W) of the photograph."""
+        with Image.open(self.image_path(name)) as image:
+            return image.height, image.width
+
     def mask(self, name: str) -> Tensor:
         """(H, W) int64 truth: 0 background, class c is c + 1, 255 ignored."""
-        path = self.root / "SegmentationClass" / f"{name}.png"
-        if not path.exists():
-            raise SystemExit(f"{path} does not exist; masks are needed for scoring, and for labels without *_cls.txt")
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise SystemExit(f"{name}.png: expected an indexed label image, got mode {image.mode}")
-            return torch.from_numpy(np.asarray(image).astype(np.int64))
+        paths = [self.root / folder / f"{name}.png" for folder in self._mask_folders]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
+            raise SystemExit(
+                f"there is no mask {name}.png in {self.root}/SegmentationClass; masks are needed for scoring, and for "
+                "labels without *_cls.txt"
+            )
+        return read_label(path)
 
     def class_ids(self, name: str) -> list[int]:
         """0-based classes of an image."""
-        if not hasattr(self, "_row"):
-            self._row = {key: row for row, key in enumerate(self.names)}
-        return self.labels[self._row[name]].nonzero().flatten().tolist()
+        return self._ids[name]
+
+    def _list_path(self, filename: str) -> Path:
+        return self.root / "ImageSets" / "Segmentation" / filename
 
     def _read_list(self, filename: str) -> list[str]:
-        path = self.root / "ImageSets" / "Segmentation" / filename
+        path = self._list_path(filename)
         if not path.exists():
             raise SystemExit(f"{path} does not exist; expected one image name a line")
         return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
     def _read_labels(self) -> dict[str, list[int]]:
-        path = self.root / "ImageSets" / "Segmentation" / f"{self.split}_cls.txt"
+        path = self._list_path(f"{self.split}_cls.txt")
         if path.exists():
             rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
             labels = {row[0]: [int(c) for c in row[1:]] for row in rows}
@@ -145,44 +121,216 @@ class VOCFolder(Dataset[Sample]):
         for name, ids in labels.items():
             if any(not 0 <= c < len(self.classes) for c in ids):
                 raise SystemExit(f"{name} has the class ids {ids}; expected 0..{len(self.classes) - 1}")
-        return labels
+        return {name: sorted(set(ids)) for name, ids in labels.items()}
 
 
-class ShapeBatches(Sampler[list[tuple[int, bool]]]):
-    """Shuffled batches of images that share a shape, each mirrored with probability 1/2.
+def read_label(path: Path) -> Tensor:
+    """(H, W) int64 of an indexed or grey label image."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise SystemExit(f"{path}: expected an indexed label image, got mode {image.mode}; see prepare.py")
+            return torch.from_numpy(np.asarray(image).astype(np.int64))
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error}); make it again") from error
 
-    Order and mirroring depend on ``seed`` and ``epoch`` alone, so a resumed run sees what an uninterrupted one sees.
+
+def voc_palette() -> list[int]:
+    """VOC's colours, 256 x RGB: bit k of the label goes to bit 7 - k // 3 of channel k % 3."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        value = (np.arange(256) >> bit) & 1
+        colours[:, bit % 3] |= (value << (7 - bit // 3)).astype(np.uint8)
+    return colours.flatten().tolist()
+
+
+def write_label(path: Path, label: np.ndarray) -> None:
+    """One label image (H, W) with VOC's palette, as VOC's server takes it; it appears whole or not at all."""
+    image = Image.fromarray(label.astype(np.uint8), mode="P")
+    image.putpalette(voc_palette())
+    write_image(path, image)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """A PNG that appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    image.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(3, H, W) float32, normalised per channel."""
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def network_size(size: tuple[int, int], short_side: int, geometry: Any) -> tuple[int, int]:
+    """(H, W) that an image is brought to: short side as given, aspect kept up to one cell, whole cells."""
+    scale, limit = short_side / min(size), short_side * MAX_ASPECT
+    height, width = (geometry.side(min(side * scale, limit)) for side in size)
+    return height, width
+
+
+class Sample(NamedTuple):
+    """A training image as the network sees it.
+
+    Attributes:
+        name: of the image.
+        view: which part of it is shown, and whether mirrored.
+        image: (3, H, W) float32, normalised.
+        target: what it is trained on: (C,) float32 image-level labels, or (H, W) int64 a label image.
     """
 
-    def __init__(self, data: VOCFolder, batch_size: int, *, seed: int = 0, training: bool = True) -> None:
-        self.data, self.batch_size, self.seed, self.training = data, batch_size, seed, training
-        self.epoch = 0
+    name: str
+    view: View
+    image: Tensor
+    target: Tensor
 
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        draw = random.Random(f"{self.seed}/{self.epoch}")
-        order = list(range(len(self.data)))
-        if self.training:
-            draw.shuffle(order)
-        by_shape: dict[tuple[int, int], list[tuple[int, bool]]] = defaultdict(list)
-        for index in order:
-            by_shape[self.data.sizes[self.data.names[index]]].append((index, self.training and draw.random() < 0.5))
-        batches = [
-            group[start : start + self.batch_size]
-            for group in by_shape.values()
-            for start in range(0, len(group), self.batch_size)
-        ]
-        if self.training:
-            draw.shuffle(batches)
-        return iter(batches)
+
+class Part(NamedTuple):
+    """The images of a batch that have one shape.
+
+    Attributes:
+        names: of the B images.
+        views: B of them.
+        images: (B, 3, H, W) float32.
+        targets: (B, C) float32 or (B, H, W) int64.
+    """
+
+    names: list[str]
+    views: list[View]
+    images: Tensor
+    targets: Tensor
+
+
+class AttentionImages(Dataset[Sample]):
+    """Whole images for stages 1 and 2, resized with their aspect kept, flipped and jittered as the recipe says.
+
+    Args:
+        folder: the images and their labels.
+        network: for whose geometry and normalisation.
+        short_side: pixels.
+        flip: probability.
+        color_jitter: brightness, contrast, saturation, hue.
+    """
+
+    def __init__(
+        self, folder: VOCFolder, network: Any, *, short_side: int, flip: float = 0, color_jitter: Sequence[float] = ()
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.folder, self.geometry, self.mean, self.std = folder, network.geometry, network.mean, network.std
+        self.sizes = {name: network_size(folder.size(name), short_side, network.geometry) for name in folder.names}
+        jitter = [v2.ColorJitter(*color_jitter)] if any(color_jitter) else []
+        self.augment = v2.Compose([v2.RandomHorizontalFlip(flip), *jitter])
 
     def __len__(self) -> int:
-        counts: dict[tuple[int, int], int] = defaultdict(int)
-        for size in self.data.sizes.values():
-            counts[size] += 1
-        return sum(-(-count // self.batch_size) for count in counts.values())
+        return len(self.folder)
+
+    @property
+    def map_sizes(self) -> Tensor:
+        """(N, 2) int64: the (h, w) of each image's score map."""
+        return torch.tensor([[self.geometry.cells(side) for side in self.sizes[name]] for name in self.folder.names])
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.folder.names[index]
+        view, image = transform_with_view(self.augment, self.resized(name))
+        return Sample(name, view, to_tensor(image, self.mean, self.std), self.folder.labels[index])
+
+    def resized(self, name: str) -> Image.Image:
+        """At the network's size (bicubic, as the paper's releases do)."""
+        height, width = self.sizes[name]
+        return self.folder.photograph(name).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def collate(samples: list[Sample]) -> tuple[list[str], Tensor, Tensor, Tensor]:
-    """Names, images (B, 3, H, W), labels (B, C) float, flipped (B,) bool."""
-    names, images, labels, flipped = zip(*samples, strict=True)
-    return list(names), torch.stack(images), torch.stack(labels), torch.tensor(flipped)
+class Drawn(Dataset[Sample]):
+    """The images of a stream by their position in it, with random numbers that depend on seed and position alone.
+
+    So a training that is resumed at any step, with any number of workers or processes, sees what an uninterrupted one
+    sees. The stream is one shuffled pass over the data set after the other.
+    """
+
+    def __init__(self, images: Dataset[Sample], *, seed: int) -> None:
+        self.images, self.seed = images, seed
+        self._epoch, self._order = -1, [0]
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, place = divmod(position, len(self.images))  # type: ignore[arg-type]
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.images)))  # type: ignore[arg-type]
+            random.Random(f"{self.seed}/{epoch}").shuffle(self._order)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 40) + position)
+            return self.images[self._order[place]]
+
+
+class Positions(Sampler[list[int]]):
+    """Positions of each step's images, this process's share of them."""
+
+    def __init__(self, batch_size: int, first: int, last: int, *, rank: int = 0, world: int = 1) -> None:
+        self.batch_size, self.first, self.last, self.rank, self.world = batch_size, first, last, rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            batch = range(step * self.batch_size, (step + 1) * self.batch_size)
+            yield list(batch[self.rank :: self.world])
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def parts_of_one_shape(samples: list[Sample]) -> list[Part]:
+    """A batch as few stacks: images are neither cropped nor padded to one shape."""
+    by_shape: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        by_shape.setdefault(tuple(sample.image.shape), []).append(sample)
+    return [
+        Part(list(names), list(views), torch.stack(images), torch.stack(targets))
+        for names, views, images, targets in (zip(*group, strict=True) for group in by_shape.values())
+    ]
+
+
+def make_loader(
+    images: Dataset[Sample],
+    batch_size: int,
+    first: int,
+    last: int,
+    *,
+    seed: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Any]:
+    """The batches of steps ``first .. last - 1``, each a list of `Part`."""
+    if batch_size < world:
+        raise SystemExit(f"--batch-size {batch_size}: expected at least one image for each of {world} processes")
+    positions = Positions(batch_size, first, last, rank=rank, world=world)
+    return DataLoader(
+        Drawn(images, seed=seed),
+        batch_sampler=positions,
+        collate_fn=parts_of_one_shape,
+        num_workers=workers,
+        worker_init_fn=leave_signals_alone,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def leave_signals_alone(_: int) -> None:
+    """A loader's process outlives Ctrl-C, so that the main one can end its step and write a checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def spread(call: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
+    """``[call(item) for item in items]`` on all cores, with a progress bar; ``call`` is a function of a module."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    from os import cpu_count
+
+    from tqdm import tqdm
+
+    workers = min(cpu_count() or 1, max(len(items) // 8, 1))
+    if workers == 1:
+        return [call(item) for item in tqdm(items, desc=description, leave=False)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        return list(tqdm(pool.map(call, items, chunksize=4), total=len(items), desc=description, leave=False))

@@ -8,11 +8,13 @@ for: on the train split each half is scored with the threshold that is best on t
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import VOCFolder
+from data import VOCFolder, spread
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -22,32 +24,48 @@ from oaa_lib import ConfusionMatrix
 LEVELS = 256  # the maps are 8-bit, so these thresholds are all there are
 
 
-def count_cues(data: VOCFolder, folder: Path) -> Tensor:
+def count_cues(folder: VOCFolder, maps: Path) -> Tensor:
     """(2, LEVELS, C + 1, C + 1) int64: pixels by half of the images, strength of the winner, truth, winning class."""
-    width = len(data.classes) + 1
+    groups = [range(start, min(start + 16, len(folder))) for start in range(0, len(folder), 16)]
+    counts = spread(partial(count_images, folder=folder, maps=maps), groups, str(maps))
+    return torch.stack(counts).sum(0)
+
+
+def count_images(rows: Sequence[int], *, folder: VOCFolder, maps: Path) -> Tensor:
+    """The same of some of the images; even rows are one half, odd rows the other."""
+    width = len(folder.classes) + 1
     counts = torch.zeros(2, LEVELS, width, width, dtype=torch.int64)
-    for i, name in enumerate(tqdm(data.names, desc=f"{folder}", leave=False)):
-        truth = data.mask(name)
-        strength, winner = torch.zeros_like(truth), torch.zeros_like(truth)
-        class_ids = data.class_ids(name)
-        if class_ids:
-            maps = torch.stack([read_map(folder / f"{name}_{c}.png") for c in class_ids]).long()
-            if maps.shape[1:] != truth.shape:
-                raise SystemExit(f"{name}: maps of size {tuple(maps.shape[1:])}, mask of {tuple(truth.shape)}")
-            strength, which = maps.max(0)
-            winner = torch.tensor(class_ids)[which] + 1
-        valid = truth != 255
-        cell = (strength[valid] * width + truth[valid]) * width + winner[valid]
-        counts[i % 2] += torch.bincount(cell, minlength=LEVELS * width * width).view(LEVELS, width, width)
+    for row in rows:
+        counts[row % 2] += count_image(folder.names[row], folder=folder, maps=maps)
     return counts
+
+
+def count_image(name: str, *, folder: VOCFolder, maps: Path) -> Tensor:
+    """(LEVELS, C + 1, C + 1) int64: the same of one image."""
+    width = len(folder.classes) + 1
+    truth = folder.mask(name)
+    strength, winner = torch.zeros_like(truth), torch.zeros_like(truth)
+    class_ids = folder.class_ids(name)
+    if class_ids:
+        stack = torch.stack([read_map(maps / f"{name}_{c}.png") for c in class_ids]).long()
+        if stack.shape[1:] != truth.shape:
+            raise SystemExit(f"{name}: maps of size {tuple(stack.shape[1:])}, mask of {tuple(truth.shape)}")
+        strength, which = stack.max(0)
+        winner = torch.tensor(class_ids)[which] + 1
+    valid = truth != 255
+    cell = (strength[valid] * width + truth[valid]) * width + winner[valid]
+    return torch.bincount(cell, minlength=LEVELS * width * width).view(LEVELS, width, width)
 
 
 def read_map(path: Path) -> Tensor:
     """(H, W) uint8."""
     if not path.exists():
         raise SystemExit(f"{path} is missing; run export_attention.py for this split first")
-    with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image).copy())
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.asarray(image).copy())
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error}); remove it and make it again") from error
 
 
 def confusion_at_thresholds(counts: Tensor) -> Tensor:

@@ -1,23 +1,25 @@
 """Stages 1b and 2b: write attention maps at image size, one 8-bit PNG per image and class.
 
 --source cam, cam_flip: the classifier at the end of its training, one view or averaged over the mirrored view;
---source max, mean: its cumulative attention (train split only); --source integral: the integral attention model.
-Writes NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over.
+--source max, mean: its cumulative attention (training images only); --source integral: the integral attention model.
+Writes NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over. More views of an image
+are averaged with --scales and --flip-views (not for cumulative attention). On several GPUs start one process each, with
+--part 0/4, 1/4, ...
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from data import VOCFolder
+from data import AttentionImages, VOCFolder, network_size, to_tensor, write_image
 from networks import AttentionNetwork, build_network
 from PIL import Image
+from recipes import add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments
+from training import add_data_arguments, finished, write_text
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
@@ -28,68 +30,91 @@ def main() -> None:
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
     parser.add_argument("--source", choices=("cam", "cam_flip", "max", "mean", "integral"), required=True)
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", help="list of the images (default: the one that the run was trained on)")
+    parser.add_argument("--part", default="0/1", help="I/N: this process's share of the images (default: 0/1)")
     parser.add_argument("--out", type=Path, required=True)
+    add_options(parser, "labels")
     arguments = parser.parse_args()
-    if arguments.source in ("max", "mean") and arguments.split != "train":
-        raise SystemExit("cumulative attention exists for the train split only")
-    if not (arguments.run / "settings.json").exists():
-        raise SystemExit(f"{arguments.run} is no folder of a training stage: it has no settings.json")
-    settings = json.loads((arguments.run / "settings.json").read_text())
-
-    data = VOCFolder(arguments.voc_root, arguments.split)
-    network = build_network(settings["backbone"], len(data.classes), weights="none")
-    data.prepare(settings["short_side"], network.geometry, network.mean, network.std)
+    settings, state = finished(arguments.run)
+    views = resolve(arguments, "labels", settings["arguments"]["backbone"])
+    split = arguments.split or settings["data"]["split"]
+    folder = VOCFolder(arguments.voc_root, split)
+    if folder.classes != settings["data"]["classes"]:
+        raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
+    try:
+        part, parts = (int(number) for number in arguments.part.split("/"))
+        names = folder.names[part::parts]
+    except ValueError:
+        parser.error(f"--part: expected I/N, such as 0/4, got {arguments.part}")
+    network = build_network(settings["arguments"]["backbone"], len(folder.classes), weights="none")
+    network.load_state_dict(state["network"])
+    network.to(arguments.device).eval()
     accumulator = None
     if arguments.source in ("max", "mean"):
         accumulator = AttentionAccumulator.load(
             arguments.run / f"{arguments.source}.safetensors", device=arguments.device
         )
-    else:
-        state = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        if state["epoch"] < settings["epochs"]:
-            raise SystemExit(f"{arguments.run} has stopped after epoch {state['epoch']} of {settings['epochs']}")
-        network.load_state_dict(state["network"])
-        network.to(arguments.device).eval()
+        strangers = [name for name in names if name not in set(accumulator.pairs.keys)]
+        if strangers:
+            raise SystemExit(
+                f"cumulative attention exists for training images only: there is none of {len(strangers)} images of "
+                f"{split}, first {strangers[0]}"
+            )
+    read_out = settings["recipe"].get("read_out", "relu")
+    images = AttentionImages(folder, network, short_side=settings["recipe"]["short_side"])
 
     arguments.out.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out / "source.json", json.dumps({"run": settings, "source": arguments.source, "split": split}))
     written = 0
-    for name in tqdm(data.names, desc=f"{arguments.source}, {arguments.split}"):
-        class_ids = data.class_ids(name)
+    for name in tqdm(names, desc=f"{arguments.source}, {split}"):
+        class_ids = folder.class_ids(name)
         paths = [arguments.out / f"{name}_{c}.png" for c in class_ids]
         if all(path.exists() for path in paths):
             continue
+        size = folder.size(name)
         if accumulator is not None:
-            attention = data.own_cells(name, accumulator.attention(name))
+            attention = resize(accumulator.attention(name), size, network)
         else:
-            image = data.load(name)[None].to(arguments.device)
-            attention = network_attention(network, image, class_ids, flip=arguments.source == "cam_flip")
-        with Image.open(data.image_path(name)) as photograph:
-            size = photograph.height, photograph.width
-        attention = F.interpolate(attention[None], size, mode="bilinear", align_corners=data.geometry.centred)[0]
-        for path, values in zip(paths, attention, strict=True):
-            write_png(path, values)
+            flips = (False, True) if arguments.source == "cam_flip" or views.flip_views else (False,)
+            attention = torch.stack(
+                [
+                    resize(one_view(network, images, name, class_ids, scale, flip, read_out), size, network)
+                    for scale in views.scales
+                    for flip in flips
+                ]
+            ).mean(0)
+        if views.stretch:
+            attention = normalize_attention(attention, method="minmax")
+        for path, values in zip(paths, attention.cpu(), strict=True):
+            write_image(path, Image.fromarray((values * 255).round().to(torch.uint8).numpy()))
         written += 1
-    print(f"done: maps of {written} images written, {len(data) - written} were there -> {arguments.out}")
+    print(f"done: maps of {written} images written, {len(names) - written} were there -> {arguments.out}")
 
 
 @torch.no_grad()
-def network_attention(network: AttentionNetwork, image: Tensor, class_ids: list[int], *, flip: bool) -> Tensor:
-    """(K, h, w) attention (Eq. 2) of an image (1, 3, H, W); with ``flip`` the average with that of its mirror image."""
-    attention = normalize_attention(network(image).score_maps[0, class_ids])
-    if flip:
-        mirrored = normalize_attention(network(image.flip(-1)).score_maps[0, class_ids].flip(-1))
-        attention = (attention + mirrored) / 2
-    return attention
+def one_view(
+    network: AttentionNetwork,
+    images: AttentionImages,
+    name: str,
+    class_ids: list[int],
+    scale: float,
+    flip: bool,
+    read_out: str,
+) -> Tensor:
+    """(K, h, w) attention (Eq. 2) of an image at one scale, mirrored and mirrored back or not."""
+    height, width = network_size(images.sizes[name], round(min(images.sizes[name]) * scale), network.geometry)
+    picture = images.folder.photograph(name).resize((width, height), Image.Resampling.BICUBIC)
+    image = to_tensor(picture, network.mean, network.std)[None].to(next(network.parameters()).device)
+    maps = network(image.flip(-1) if flip else image).score_maps[0, class_ids].float()
+    maps = maps.flip(-1) if flip else maps
+    return maps.sigmoid() if read_out == "sigmoid" else normalize_attention(maps)
 
 
-def write_png(path: Path, attention: Tensor) -> None:
-    """One map (H, W) in [0, 1] as 8-bit grey; the file appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    Image.fromarray((attention.cpu() * 255).round().to(torch.uint8).numpy().astype(np.uint8)).save(
-        partial, format="PNG"
-    )
-    partial.replace(path)
+def resize(attention: Tensor, size: tuple[int, int], network: AttentionNetwork) -> Tensor:
+    """Maps (K, h, w) at image size."""
+    if not len(attention):
+        return attention.new_zeros(0, *size)
+    return F.interpolate(attention[None], size, mode="bilinear", align_corners=network.geometry.centred)[0]
 
 
 if __name__ == "__main__":

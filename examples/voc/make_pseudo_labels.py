@@ -1,83 +1,101 @@
 """Stage 3: proxy segmentation labels from attention maps and a background cue (paper, section 4).
 
-Writes palette label images NAME.png (0 background, class c is c + 1, 255 ignored) to --out; images that are there
-already are passed over. VOC's saliency maps are 8-bit NAME.png; without them name a constant background score.
+Writes palette label images NAME.png (0 background, class c is c + 1, 255 ignored) to --out, on all cores; images that
+are there already are passed over, so it can be stopped and started again. The background cue is an explicit choice:
+--background saliency needs 8-bit saliency maps NAME.png (--saliency); threshold is a constant score
+(--background-level); power is (1 - max attention) ** alpha (--background-level).
 """
 
 import argparse
+import dataclasses
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder
+from data import VOCFolder, spread, write_label
 from evaluate_cues import read_map
-from PIL import Image
-from tqdm import tqdm
+from recipes import Labels, add_options, resolve
+from training import read_json, training_split, write_text
 
 from oaa_lib import pseudo_label_from_cues
 
 
-def voc_palette() -> list[int]:
-    """VOC's colours, 256 x RGB: bit k of the label goes to bit 7 - k // 3 of channel k % 3."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        value = (np.arange(256) >> bit) & 1
-        colours[:, bit % 3] |= (value << (7 - bit // 3)).astype(np.uint8)
-    return colours.flatten().tolist()
-
-
-def write_label(path: Path, label: np.ndarray) -> None:
-    """One label image (H, W) with VOC's palette; the file appears whole or not at all."""
-    image = Image.fromarray(label.astype(np.uint8), mode="P")
-    image.putpalette(voc_palette())
-    partial = path.with_suffix(".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+def make_label(
+    name: str, *, class_ids: dict[str, list[int]], sizes: dict[str, tuple[int, int]], places: Any, settings: Labels
+) -> float | None:
+    """Write the label of one image; returns the share of its pixels that is ignored, or None without saliency map."""
+    saliency = None
+    if settings.background == "saliency":
+        if not (places.saliency / f"{name}.png").exists():
+            return None  # the release's rule: no saliency map, no label
+        saliency = read_map(places.saliency / f"{name}.png").float() / 255
+        if tuple(saliency.shape) != sizes[name]:
+            raise SystemExit(
+                f"{name}: expected a saliency map in the image's size {sizes[name]}, got {tuple(saliency.shape)}"
+            )
+    maps = [read_map(places.maps / f"{name}_{c}.png").float() / 255 for c in class_ids[name]]
+    attention = torch.stack(maps) if maps else torch.zeros(0, *sizes[name])
+    background: Any = None
+    if settings.background == "threshold":
+        background = settings.background_level
+    elif settings.background == "power":
+        strongest = attention.amax(0) if len(attention) else torch.zeros(sizes[name])
+        background = (1 - strongest) ** settings.background_level
+    rules = ("foreground_threshold", "conflict_threshold", "uncertain_saliency", "strong_attention", "min_foreground")
+    label = pseudo_label_from_cues(
+        attention, class_ids[name], saliency, background=background, **{rule: getattr(settings, rule) for rule in rules}
+    )
+    write_label(places.out / f"{name}.png", label.numpy().astype(np.uint8))
+    return (label == 255).float().mean().item()
 
 
 def main() -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", help="list of the images (default: trainaug if there is one, else train)")
     parser.add_argument("--maps", type=Path, required=True, help="folder of NAME_CLASS.png")
-    cue = parser.add_mutually_exclusive_group(required=True)
-    cue.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png")
-    cue.add_argument("--background", type=float, help="constant background score in [0, 1], e.g. the cues' threshold")
+    parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png")
     parser.add_argument("--out", type=Path, required=True)
+    add_options(parser, "labels")
     arguments = parser.parse_args()
-    if arguments.background is not None and not 0 <= arguments.background <= 1:
-        parser.error(f"--background: expected a score in [0, 1], got {arguments.background}")
-
-    data = VOCFolder(arguments.voc_root, arguments.split)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    written, without_saliency, ignored = 0, [], []
-    for name in tqdm(data.names, desc="pseudo labels"):
-        if (arguments.out / f"{name}.png").exists():
-            continue
-        saliency = None
-        if arguments.saliency is not None:
-            if not (arguments.saliency / f"{name}.png").exists():
-                without_saliency.append(name)  # the release's rule: no saliency map, no label
-                continue
-            saliency = read_map(arguments.saliency / f"{name}.png").float() / 255
-        class_ids = data.class_ids(name)
-        maps = [read_map(arguments.maps / f"{name}_{c}.png").float() / 255 for c in class_ids]
-        with Image.open(data.image_path(name)) as photograph:
-            size = photograph.height, photograph.width
-        attention = torch.stack(maps) if maps else torch.zeros(0, *size)
-        # A constant background is the threshold itself; the release's 0.3 beside it would zero a lower one.
-        floor = 0.3 if arguments.background is None else 0.0
-        label = pseudo_label_from_cues(
-            attention, class_ids, saliency, background=arguments.background, foreground_threshold=floor
+    settings = resolve(arguments, "labels", "")
+    if (settings.background == "saliency") != (arguments.saliency is not None):
+        parser.error(
+            "the background cue is --background saliency with --saliency FOLDER, or --background threshold|power with "
+            f"--background-level; got --background {settings.background}"
+            + (f" and --saliency {arguments.saliency}" if arguments.saliency else " without --saliency")
         )
-        write_label(arguments.out / f"{name}.png", label.numpy())
-        ignored.append((label == 255).float().mean())
-        written += 1
-    if without_saliency:
-        print(f"{len(without_saliency)} images have no saliency map and got no label, first {without_saliency[0]}")
-    share = f", {torch.stack(ignored).mean():.1%} of the pixels ignored" if ignored else ""
-    print(f"done: {written} labels written, {len(data) - written - len(without_saliency)} were there{share}")
+    if settings.background == "threshold" and not 0 <= settings.background_level <= 1:
+        parser.error(f"--background-level: expected a score in [0, 1], got {settings.background_level}")
+    if settings.background == "power" and settings.background_level <= 0:
+        parser.error(f"--background-level: expected an exponent above 0, got {settings.background_level}")
+
+    folder = VOCFolder(arguments.voc_root, training_split(arguments))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept, record = {"maps": str(arguments.maps), **dataclasses.asdict(settings)}, arguments.out / "settings.json"
+    if record.exists() and read_json(record) != json.loads(json.dumps(kept)):
+        raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
+    write_text(record, json.dumps(kept, indent=1))
+    todo = [name for name in folder.names if not (arguments.out / f"{name}.png").exists()]
+    call = partial(
+        make_label,
+        class_ids={name: folder.class_ids(name) for name in todo},
+        sizes={name: folder.size(name) for name in todo},
+        places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
+        settings=settings,
+    )
+    ignored = dict(zip(todo, spread(call, todo, "pseudo labels"), strict=True))
+    without = [name for name, share in ignored.items() if share is None]
+    if without:
+        (arguments.out / "without_saliency.txt").write_text("\n".join(without) + "\n")
+        print(f"{len(without)} images have no saliency map and got no label: listed in without_saliency.txt")
+    shares = [share for share in ignored.values() if share is not None]
+    told = f", {np.mean(shares):.1%} of the pixels ignored" if shares else ""
+    print(f"done: {len(shares)} labels written, {len(folder) - len(todo)} were there{told} -> {arguments.out}")
 
 
 if __name__ == "__main__":

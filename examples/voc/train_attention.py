@@ -1,149 +1,188 @@
 """Stage 1: train the classifier and accumulate its attention online (OAA; paper, sections 3.1 and 3.2).
 
-Writes to --out: checkpoint.pt, {max,mean}.safetensors (the cumulative attention, `AttentionAccumulator.load`), log.csv.
-Run it again with the same --out to resume after the last complete epoch.
+Writes to --out: checkpoint.pt, {max,mean}.safetensors (the cumulative attention, `AttentionAccumulator.load`), log.csv,
+settings.json. Run it again with the same --out to go on after the last checkpoint. With several GPUs:
+
+    torchrun --nproc-per-node 4 examples/voc/train_attention.py --voc-root ... --out ...
 """
 
 import argparse
-import time
+import math
+from typing import Any
 
 import torch
-from data import VOCFolder
+from data import AttentionImages, VOCFolder, make_loader
+from networks import build_network
+from optimization import make_optimizer, set_rate
+from recipes import add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
-from training import (
-    Run,
-    Stopwatch,
-    add_arguments,
-    autocast,
-    complete,
-    learning_rate,
-    make_loader,
-    make_optimizer,
-    mirror_back,
-    prepare_network,
-)
+from training import Process, Run, Stopwatch, add_arguments, autocast, gradients_of_last, join, state_of, training_split
 
-from oaa_lib import AttentionAccumulator
-
-
-def latest(cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
-    """A fusion that keeps the newest map: what the classifier attends to right now."""
-    return attention
-
-
-def cosine_similarity(before: AttentionAccumulator, now: AttentionAccumulator) -> float:
-    """Mean cosine similarity of the pairs' maps in two epochs; 1 means that attention stands still."""
-    both = (before.accumulated & now.accumulated).any(1).nonzero().flatten().tolist()
-    similarities = [F.cosine_similarity(before.attention(i).flatten(1), now.attention(i).flatten(1)) for i in both]
-    return torch.cat(similarities).mean().item() if similarities else float("nan")
+from oaa_lib import AttentionAccumulator, Snapshots
 
 
 def main() -> None:
-    """Run the stage."""
+    """Parse the arguments, join the other processes, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, epochs=15)
-    parser.add_argument("--gate", choices=("score", "topk", "none"), default="score")
-    parser.add_argument(
-        "--warm-up", type=int, default=0, help="epochs that are not accumulated (release: 1; default: 0)"
-    )
-    parser.add_argument("--fill-empty", action="store_true", help="the last epoch is ungated for empty pairs (release)")
+    add_arguments(parser)
+    parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
     parser.add_argument("--snapshots", type=int, default=8, help="images whose attention of every epoch is kept")
-    arguments = complete(parser.parse_args())
-    run = Run(arguments)
+    add_options(parser, "attention")
+    arguments = parser.parse_args()
+    with join(arguments.device) as process:
+        train(arguments, process)
 
-    data = VOCFolder(arguments.voc_root, "train", negatives=arguments.negatives)
-    network = prepare_network(arguments, data)
-    optimizer = make_optimizer(network, arguments)
-    loader = make_loader(data, arguments)
 
-    gate = None if arguments.gate == "none" else arguments.gate
-    owners = {"labels": data.labels, "map_size": data.map_size, "keys": data.names}
-    accumulators = {fusion: AttentionAccumulator(**owners, fusion=fusion, gate=gate) for fusion in ("max", "mean")}
-    previous, current = (AttentionAccumulator(**owners, fusion=latest, gate=None) for _ in range(2))
-    watched = data.names[:: max(len(data) // max(arguments.snapshots, 1), 1)][: arguments.snapshots]
-    watched = [name for name in watched if data.class_ids(name)]
-    snapshots: list[dict[str, Tensor]] = []
+def train(arguments: argparse.Namespace, process: Process) -> None:
+    """Run the stage."""
+    settings = resolve(arguments, "attention", arguments.backbone)
+    folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
+    run = Run(arguments, settings, folder, process)
+    torch.manual_seed(arguments.seed)
+    network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
+    images = AttentionImages(
+        folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
+    )
+    optimizer = make_optimizer(network, settings)
 
-    state = run.load()
-    first_epoch = 0
-    if state is not None:
-        first_epoch, snapshots = state["epoch"], state["snapshots"]
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        for name, accumulator in accumulators.items():
-            accumulator.load_state_dict(state[name])
-        previous.load_state_dict(state["previous"])
-        print(f"resumed after epoch {first_epoch}")
+    accumulators = {
+        fusion: AttentionAccumulator(
+            folder.labels,
+            images.map_sizes,
+            fusion=fusion,
+            gate=None if settings.gate == "none" else settings.gate,
+            keys=folder.names,
+            keep_latest=fusion == "max",  # for the pictures of attention wandering, and how fast it does
+        )
+        for fusion in ("max", "mean")
+    }
+    oaa = accumulators["max"]
+    shown = [name for name in folder.names if folder.class_ids(name)]
+    watched = shown[:: max(len(shown) // max(arguments.snapshots, 1), 1)][: arguments.snapshots]
+    epochs = range(run.epoch_length, settings.iterations + 1, run.epoch_length)
+    snapshots = Snapshots(oaa, watched, [*epochs, settings.iterations])
 
-    network.train()
-    step = first_epoch * len(loader)
-    for epoch in range(first_epoch, arguments.epochs):
-        loader.batch_sampler.epoch = epoch
-        current.reset()
-        started, losses, accumulating = time.perf_counter(), [], Stopwatch()
-        before = accumulators["max"].accepted, accumulators["max"].offered
-        for names, images, labels, flipped in tqdm(loader, desc=f"epoch {epoch + 1}/{arguments.epochs}", leave=False):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(arguments, step, arguments.epochs * len(loader))
-            with autocast(arguments):
-                logits, score_maps = network(images.to(arguments.device))  # Eq. 1
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.to(arguments.device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            losses.append(loss.detach())
+    first, saved = 0, run.load()
+    if saved is not None:
+        first = saved["step"]
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for fusion, accumulator in accumulators.items():
+            accumulator.load_state_dict(saved[fusion])
+        snapshots.load_state_dict(saved["snapshots"])
+    network = process.wrap(network).train()
 
-            score_maps = pad_to(mirror_back(score_maps.detach(), flipped), data.map_size)
-            fill = arguments.fill_empty and epoch == arguments.epochs - 1
-            with accumulating:
-                if epoch >= arguments.warm_up:
-                    accumulators["max"].update(names, score_maps, logits.detach(), fill_empty=fill)  # Eq. 4, 5
-            if epoch >= arguments.warm_up:
-                accumulators["mean"].update(names, score_maps, logits.detach(), fill_empty=fill)  # Eq. 10
-            current.update(names, score_maps)
+    def state() -> dict[str, Any]:
+        for accumulator in accumulators.values():
+            if process.world > 1:
+                accumulator.synchronize()
+        kept = {"network": state_of(network), "optimizer": optimizer.state_dict(), "snapshots": snapshots.state_dict()}
+        return kept | {fusion: accumulator.state_dict() for fusion, accumulator in accumulators.items()}
 
-        seconds = time.perf_counter() - started
-        offered = accumulators["max"].offered - before[1]
-        row = {
-            "epoch": epoch + 1,
-            "loss": torch.stack(losses).mean().item(),
-            "gate_pass_rate": (accumulators["max"].accepted - before[0]) / max(offered, 1),
-            "pairs_empty": accumulators["max"].pairs.num_pairs - int(accumulators["max"].accumulated.sum()),
-            "maps_skipped": accumulators["max"].skipped,
-            "cosine_to_previous_epoch": cosine_similarity(previous, current) if epoch else float("nan"),
-            "seconds": seconds,
-            "accumulation_share": accumulating.seconds / seconds,
-        }
-        run.log(row, first=epoch == 0)
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-        snapshots.append({name: data.own_cells(name, current.attention(name)).clone() for name in watched})
-        previous, current = current, previous
-        run.save(
-            epoch=epoch + 1,
-            network=network.state_dict(),
-            optimizer=optimizer.state_dict(),
-            previous=previous.state_dict(),
-            snapshots=snapshots,
-            **{name: accumulator.state_dict() for name, accumulator in accumulators.items()},
+    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
+    loader = make_loader(
+        images,
+        settings.batch_size,
+        first,
+        settings.iterations,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        rank=process.rank,
+        world=process.world,
+    )
+    last_pass = settings.iterations - math.ceil(len(folder) / settings.batch_size)
+    accumulating = Stopwatch()
+    log = Log(oaa, accumulating)
+    for step, batch in run.steps(first, loader, state):
+        set_rate(optimizer, settings, step)
+        fill = settings.fill_empty == "last-epoch" and step >= last_pass
+        loss = torch.zeros((), device=process.device)
+        for part in batch:  # the images of one shape
+            labels = part.targets.to(process.device, non_blocking=True)
+            with autocast(process, arguments.amp):
+                out = network(part.images.to(process.device, non_blocking=True))  # Eq. 1
+            part_loss = F.binary_cross_entropy_with_logits(out.logits.float(), labels) * (len(labels) * share)
+            with gradients_of_last(network, part is batch[-1]):
+                part_loss.backward()
+            loss += part_loss.detach()
+            if step >= settings.warm_up:
+                for fusion, accumulator in accumulators.items():
+                    with accumulating if fusion == "max" else Stopwatch():
+                        accumulator.update(  # Eq. 2, and Eq. 4 with Eq. 5 or 10
+                            part.names,
+                            out.score_maps.detach(),
+                            out.logits.detach(),
+                            part.views,
+                            normalization=settings.normalization,
+                            fill_empty=fill,
+                        )
+        optimizer.step()
+        optimizer.zero_grad()
+        snapshots.take(step + 1)
+        run.log(loss=loss, attention=log)
+
+    if settings.fill_empty == "final-model":
+        whole = AttentionImages(folder, images, short_side=settings.short_side)  # neither flipped nor jittered
+        fill_empty(network, whole, accumulators, settings.normalization, process)
+    if process.is_first:
+        for fusion, accumulator in accumulators.items():
+            accumulator.save(run.path / f"{fusion}.safetensors")
+        total = oaa.statistics()
+        print(
+            f"done: {settings.iterations} iterations, {oaa.pairs.num_pairs} pairs, "
+            f"{int(total.never_accumulated.sum())} never accumulated, "
+            f"{oaa.accepted / max(oaa.offered, 1):.0%} of the maps passed the gate -> {run.path}"
         )
 
-    for name, accumulator in accumulators.items():
-        accumulator.save(run.folder / f"{name}.safetensors")
-    best = accumulators["max"]
-    empty = best.pairs.num_pairs - int(best.accumulated.sum())
-    print(
-        f"done: {arguments.epochs} epochs, {best.pairs.num_pairs} pairs, {empty} never accumulated, "
-        f"{best.accepted / max(best.offered, 1):.0%} of the maps passed the gate -> {run.folder}"
-    )
+
+class Log:
+    """What decides whether accumulation pays, since it was last asked for."""
+
+    def __init__(self, accumulator: AttentionAccumulator, accumulating: Stopwatch) -> None:
+        self.accumulator, self.accumulating = accumulator, accumulating
+        self.offered, self.accepted = accumulator.offered, accumulator.accepted
+
+    def __call__(self) -> dict[str, float]:
+        """One row of the log."""
+        statistics = self.accumulator.statistics()
+        offered, accepted = int(statistics.offered.sum()), int(statistics.accepted.sum())
+        rate = (accepted - self.accepted) / max(offered - self.offered, 1)
+        self.offered, self.accepted = offered, accepted
+        seconds, self.accumulating.seconds = self.accumulating.seconds, 0.0
+        similarity = self.accumulator.similarity
+        twice = self.accumulator.counts >= 2
+        return {
+            "gate_pass_rate": rate,
+            "pairs_empty": int(statistics.never_accumulated.sum()),
+            "maps_skipped": int(statistics.skipped.sum()),
+            "similarity": similarity[twice].mean().item(),  # of a pair's two latest accepted maps; 1: it stands still
+            "accumulation_seconds": seconds,
+        }
 
 
-def pad_to(score_maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Score maps of any shape in the top left of one frame that holds every shape; `VOCFolder.own_cells` undoes it."""
-    height, width = score_maps.shape[-2:]
-    return F.pad(score_maps, (0, size[1] - width, 0, size[0] - height))
+@torch.no_grad()
+def fill_empty(
+    network: Any,
+    images: AttentionImages,
+    accumulators: dict[str, AttentionAccumulator],
+    normalization: str,
+    process: Process,
+) -> None:
+    """Give pairs that no map was accepted for the final model's, in one view (the caffe program)."""
+    network.eval()
+    for accumulator in accumulators.values():
+        gate, accumulator.gate = accumulator.gate, nothing
+        empty = images.folder.labels.bool() & ~accumulator.accumulated.cpu()
+        for index in empty.any(1).nonzero().flatten().tolist():
+            out = network(images[index].image[None].to(process.device))
+            accumulator.update([index], out.score_maps, out.logits, normalization=normalization, fill_empty=True)
+        accumulator.gate = gate
+
+
+def nothing(logits: Tensor, labels: Tensor) -> Tensor:
+    """A gate that lets nothing pass."""
+    return torch.zeros_like(labels, dtype=torch.bool)
 
 
 if __name__ == "__main__":

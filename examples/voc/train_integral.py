@@ -1,98 +1,102 @@
 """Stage 2: train the integral attention model on the cumulative attention (OAA+; paper, section 3.3).
 
-Writes to --out: checkpoint.pt, log.csv. Run it again with the same --out to resume after the last complete epoch.
+Writes to --out: checkpoint.pt, log.csv, settings.json. Run it again with the same --out to go on after the last
+checkpoint. With several GPUs: torchrun --nproc-per-node 4 examples/voc/train_integral.py ...
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
-from data import VOCFolder
-from tqdm import tqdm
-from training import (
-    Run,
-    add_arguments,
-    autocast,
-    complete,
-    learning_rate,
-    make_loader,
-    make_optimizer,
-    mirror_back,
-    prepare_network,
-)
+from data import AttentionImages, VOCFolder, make_loader
+from networks import build_network
+from optimization import make_optimizer, set_rate
+from recipes import add_options, resolve
+from training import Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
 
 from oaa_lib import AttentionAccumulator, hybrid_loss, multilabel_cross_entropy
 
 
 def main() -> None:
-    """Run the stage."""
+    """Parse the arguments, join the other processes, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, epochs=15)
+    add_arguments(parser)
+    parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
     parser.add_argument(
         "--maps", type=Path, required=True, help="cumulative attention of stage 1, e.g. .../max.safetensors"
     )
-    parser.add_argument("--loss", choices=("hybrid", "mce"), default="hybrid", help="Eq. 9 or Eq. 6 (default: hybrid)")
-    parser.add_argument("--normalization", choices=("class", "pooled"), default="class", help="of the hybrid loss")
-    parser.add_argument("--threshold", type=float, default=0.0, help="soft labels up to this count as N- (default: 0)")
-    arguments = complete(parser.parse_args())
-    run = Run(arguments)
+    add_options(parser, "integral")
+    arguments = parser.parse_args()
+    with join(arguments.device) as process:
+        train(arguments, process)
 
-    data = VOCFolder(arguments.voc_root, "train", negatives=arguments.negatives)
-    network = prepare_network(arguments, data)
-    optimizer = make_optimizer(network, arguments)
-    loader = make_loader(data, arguments)
+
+def train(arguments: argparse.Namespace, process: Process) -> None:
+    """Run the stage."""
+    settings = resolve(arguments, "integral", arguments.backbone)
+    folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
+    if not arguments.maps.exists():
+        raise SystemExit(f"{arguments.maps} does not exist; run train_attention.py to its end first (--maps)")
     accumulator = AttentionAccumulator.load(arguments.maps)
-    if accumulator.pairs.keys != data.names or accumulator.map_size != data.map_size:
+    if accumulator.pairs.keys != folder.names:
         raise SystemExit(
-            f"{arguments.maps} holds other images or map sizes than {arguments.voc_root}; use the same --negatives, "
-            "--short-side and --backbone as in stage 1"
+            f"{arguments.maps} holds the maps of other images than {arguments.voc_root}, {folder.split}; use the same "
+            "--split and --negatives as in stage 1"
         )
+    run = Run(arguments, settings, folder, process)
+    torch.manual_seed(arguments.seed)
+    network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
+    images = AttentionImages(
+        folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
+    )
+    optimizer = make_optimizer(network, settings)
 
-    state = run.load()
-    first_epoch = 0
-    if state is not None:
-        first_epoch = state["epoch"]
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        print(f"resumed after epoch {first_epoch}")
+    first, saved = 0, run.load()
+    if saved is not None:
+        first = saved["step"]
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+    network = process.wrap(network).train()
 
-    network.train()
-    step = first_epoch * len(loader)
-    for epoch in range(first_epoch, arguments.epochs):
-        loader.batch_sampler.epoch = epoch
-        started, losses, constrained = time.perf_counter(), [], []
-        for names, images, labels, flipped in tqdm(loader, desc=f"epoch {epoch + 1}/{arguments.epochs}", leave=False):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(arguments, step, arguments.epochs * len(loader))
-            with autocast(arguments):
-                score_maps = network(images.to(arguments.device)).score_maps
-            height, width = score_maps.shape[-2:]
-            soft_labels = mirror_back(accumulator[names][..., :height, :width], flipped).to(arguments.device)
-            if arguments.loss == "hybrid":
-                loss = hybrid_loss(
-                    score_maps, soft_labels, normalization=arguments.normalization, threshold=arguments.threshold
+    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
+    loader = make_loader(
+        images,
+        settings.batch_size,
+        first,
+        settings.iterations,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        rank=process.rank,
+        world=process.world,
+    )
+    for step, batch in run.steps(
+        first, loader, lambda: {"network": state_of(network), "optimizer": optimizer.state_dict()}
+    ):
+        set_rate(optimizer, settings, step)
+        loss = torch.zeros((), device=process.device)
+        constrained = []
+        for part in batch:  # the images of one shape
+            with autocast(process, arguments.amp):
+                score_maps = network(part.images.to(process.device, non_blocking=True)).score_maps
+            soft_labels = accumulator.soft_labels(part.names, part.views, size=tuple(score_maps.shape[-2:]))
+            targets = soft_labels.to(process.device, non_blocking=True)
+            if settings.loss == "hybrid":  # Eq. 9
+                part_loss = hybrid_loss(
+                    score_maps, targets, normalization=settings.loss_normalization, threshold=settings.threshold
                 )
-            else:
-                loss = multilabel_cross_entropy(score_maps, soft_labels, threshold=arguments.threshold)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            losses.append(loss.detach())
-            targets = soft_labels[labels.bool().to(arguments.device)]  # (K, h, w): maps of classes that are shown
-            constrained.append((targets <= arguments.threshold).float().mean((1, 2)))
-
-        row = {
-            "epoch": epoch + 1,
-            "loss": torch.stack(losses).mean().item(),
-            "share_constrained": torch.cat(constrained).mean().item(),  # of the soft labels of shown classes, in N-
-            "seconds": time.perf_counter() - started,
-        }
-        run.log(row, first=epoch == 0)
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-        run.save(epoch=epoch + 1, network=network.state_dict(), optimizer=optimizer.state_dict())
-    print(f"done: {arguments.epochs} epochs of the {arguments.loss} loss -> {run.folder}")
+            else:  # Eq. 6
+                part_loss = multilabel_cross_entropy(score_maps, targets, threshold=settings.threshold)
+            part_loss = part_loss * (len(targets) * share)
+            with gradients_of_last(network, part is batch[-1]):
+                part_loss.backward()
+            loss += part_loss.detach()
+            constrained.append((soft_labels <= settings.threshold).float().mean((2, 3))[part.targets.bool()])
+        optimizer.step()
+        optimizer.zero_grad()
+        shown = torch.cat(constrained)  # one for each class that is shown; a batch of negatives has none
+        run.log(loss=loss, **({"share_constrained": shown.mean()} if len(shown) else {}))
+    if process.is_first:
+        print(f"done: {settings.iterations} iterations of the {settings.loss} loss -> {run.path}")
 
 
 if __name__ == "__main__":

@@ -1,160 +1,343 @@
-"""What both training stages share: arguments, optimiser, schedule, checkpoints."""
+"""What the training stages share: arguments, processes, and the folder of a run with its log and checkpoint."""
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
+import shutil
+import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from data import ShapeBatches, VOCFolder, collate
-from networks import BACKBONES, AttentionNetwork, build_network
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-# Per backbone: the paper's settings for VGG-16 (section 4.1), and what suits a small CPU run for EfficientNet-Lite0.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "vgg16": {
-        "short_side": 224,
-        "batch_size": 5,
-        "optimizer": "sgd",
-        "lr": 1e-3,
-        "weight_decay": 2e-4,
-        "drop_at": 2 / 3,
-    },
-    "efficientnet_lite0": {
-        "short_side": 209,
-        "batch_size": 10,
-        "optimizer": "adamw",
-        "lr": 3e-4,
-        "weight_decay": 1e-2,
-        "drop_at": 0.8,
-    },
-}
+import torch.distributed as dist
+from data import VOCFolder
+from networks import BACKBONES
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, epochs: int) -> None:
-    """Options of both stages."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the training stages beside those of the recipe."""
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of this stage's results; resumed if it exists")
-    parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
-    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16")
+    parser.add_argument("--split", help="list of the training images (default: trainaug if there is one, else train)")
+    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="default: vgg16, the paper's")
     parser.add_argument(
         "--weights", default="default", help="'default' (ImageNet), 'none', or a file (default: default)"
     )
-    parser.add_argument("--epochs", type=int, default=epochs, help=f"passes over the data (default: {epochs})")
-    for name, kind in (("short-side", int), ("batch-size", int), ("lr", float), ("weight-decay", float)):
-        values = ", ".join(f"{d[name.replace('-', '_')]:g} for {b}" for b, d in DEFAULTS.items())
-        parser.add_argument(f"--{name}", type=kind, help=f"default: {values}")
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), help="default: sgd for vgg16, else adamw")
-    parser.add_argument("--drop-at", type=float, help="share of the training after which the rate is divided by 10")
     parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16: faster, other rounding")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the new layers, the order, and what is drawn")
+    parser.add_argument("--log-every", type=int, help="iterations (default: once in a pass over the images)")
+    parser.add_argument("--checkpoint-every", type=int, default=1000, help="iterations (default: 1000)")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every stage that reads the data set."""
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda, if any"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that load images (default: 2)")
 
 
-def complete(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Fill what was not given with the backbone's defaults, and check."""
-    for name, value in DEFAULTS[arguments.backbone].items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    if arguments.epochs < 1 or arguments.batch_size < 1 or arguments.short_side < 32 or arguments.lr <= 0:
-        raise SystemExit("expected --epochs, --batch-size >= 1, --short-side >= 32 and --lr > 0")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+def training_split(arguments: argparse.Namespace) -> str:
+    """The list of the 10,582 images where ``prepare.py`` has written one, else VOC's own training list."""
+    lists = arguments.voc_root / "ImageSets" / "Segmentation"
+    has_augmented = any((lists / f"trainaug{end}.txt").exists() for end in ("", "_cls"))
+    return arguments.split or ("trainaug" if has_augmented else "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One of the processes of a training.
+
+    Attributes:
+        device: where it computes.
+        rank: its number.
+        world: how many there are.
+    """
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes files and prints."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network on its device; with several processes gradients are averaged over them."""
+        network = network.to(self.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
+        return DistributedDataParallel(network) if self.world > 1 else network
+
+
+@contextmanager
+def join(device: str) -> Iterator[Process]:
+    """Be one of the processes that torchrun started, or the only one."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("--device cuda: no CUDA device is available here; use --device cpu")
-    return arguments
+    torch.backends.cudnn.deterministic = True  # a resumed training repeats an uninterrupted one
+    if "RANK" not in os.environ:
+        yield Process(torch.device(device), 0, 1)
+        return
+    mine = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
+    try:
+        yield Process(mine, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
 
 
-def prepare_network(arguments: argparse.Namespace, data: VOCFolder) -> AttentionNetwork:
-    """The network with its initial weights, and ``data`` made to fit it."""
-    torch.manual_seed(arguments.seed)
-    network = build_network(arguments.backbone, len(data.classes), arguments.weights)
-    data.prepare(arguments.short_side, network.geometry, network.mean, network.std)
-    return network.to(arguments.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
-
-
-def autocast(arguments: argparse.Namespace) -> torch.autocast:
+def autocast(process: Process, enabled: bool) -> torch.autocast:
     """The context of a forward pass: bfloat16 with --amp, else as is."""
-    return torch.autocast(torch.device(arguments.device).type, torch.bfloat16, enabled=arguments.amp)
+    return torch.autocast(process.device.type, torch.bfloat16, enabled=enabled)
 
 
-def make_loader(data: VOCFolder, arguments: argparse.Namespace) -> DataLoader[Any]:
-    """Shuffled batches; set ``loader.batch_sampler.epoch`` before each pass."""
-    batches = ShapeBatches(data, arguments.batch_size, seed=arguments.seed)
-    return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=arguments.workers)
-
-
-def make_optimizer(network: AttentionNetwork, arguments: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 as in the paper, or AdamW."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if arguments.optimizer == "sgd":
-        return torch.optim.SGD(parameters, arguments.lr, momentum=0.9, weight_decay=arguments.weight_decay)
-    return torch.optim.AdamW(parameters, arguments.lr, weight_decay=arguments.weight_decay)
-
-
-def learning_rate(arguments: argparse.Namespace, step: int, steps: int) -> float:
-    """Rate at a step: divided by 10 once, after the share ``drop_at`` of the training (paper, section 4.1)."""
-    return arguments.lr * (0.1 if step >= arguments.drop_at * steps else 1.0)
+@contextmanager
+def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
+    """Exchange gradients with the other processes once a step, after the last part of the batch."""
+    if is_last or not isinstance(network, DistributedDataParallel):
+        yield
+    else:
+        with network.no_sync():
+            yield
 
 
 class Run:
     """The folder of a stage: its settings, its log, and one checkpoint that is complete or absent.
 
     Args:
-        arguments: all settings; ``arguments.out`` is the folder. A folder made with other settings is refused.
+        arguments: of the stage; ``arguments.out`` is the folder. A folder made with other settings is refused.
+        settings: of the stage's recipe.
+        folder: the training images.
+        process: this one.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.folder: Path = arguments.out
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = ("out", "device", "workers", "epochs_now", "voc_root")  # may differ between start and resume
-        settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(arguments).items() if key not in free}
-        self._settings_file = self.folder / "settings.json"
-        if self._settings_file.exists():
-            found = json.loads(self._settings_file.read_text())
-            differing = sorted(k for k in found.keys() | settings.keys() if found.get(k) != settings.get(k))
-            if differing:
-                raise SystemExit(
-                    f"{self.folder} was made with other settings ({', '.join(differing)}); "
-                    "choose another --out or remove the folder"
-                )
-        else:
-            self._settings_file.write_text(json.dumps(settings, indent=1))
+    FREE = ("out", "device", "workers", "voc_root", "log_every", "checkpoint_every")  # may differ on resuming
+
+    def __init__(self, arguments: argparse.Namespace, settings: Any, folder: VOCFolder, process: Process) -> None:
+        self.path: Path = arguments.out
+        self.process, self.iterations, self.batch_size = process, settings.iterations, settings.batch_size
+        self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
+        self.log_every = arguments.log_every or self.epoch_length
+        self.checkpoint_every = arguments.checkpoint_every
+        if self.log_every < 1 or self.checkpoint_every < 1:
+            raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
+        names = {field.name for field in dataclasses.fields(settings)}
+        kept = {k: v for k, v in vars(arguments).items() if k not in names and k not in self.FREE}
+        self.settings = {
+            "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in kept.items()},
+            "recipe": dataclasses.asdict(settings),
+            "data": {"split": folder.split, "images": len(folder), "classes": folder.classes},
+        }
+        self.settings = json.loads(json.dumps(self.settings))  # as they come back from the file
+        if process.is_first:
+            self._bind(commit=source_commit())
+        self._values: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def _bind(self, commit: str | None) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / "settings.json"
+        if not file.exists():
+            write_text(file, json.dumps(self.settings | {"commit": commit}, indent=1))
+            return
+        found = read_settings(self.path)
+        differing = [
+            f"{key}: {old.get(key)} there, {new.get(key)} asked"
+            for part in self.settings
+            for old, new in [(found.get(part, {}), self.settings[part])]
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if differing:
+            raise SystemExit(
+                f"{self.path} was made with other settings ({'; '.join(differing)}); choose another --out or remove "
+                "the folder"
+            )
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise SystemExit(f"{path} cannot be read ({error}); remove it to start this stage anew") from error
+        state = load_checkpoint(self.path) if (self.path / "checkpoint.pt").exists() else None
+        if state is not None and self.process.is_first:
+            print(f"resumed after iteration {state['step']} of {self.iterations}", flush=True)
+            self._shorten_log(state["step"])
+        return state
 
-    def save(self, **state: Any) -> None:
+    def steps(self, first: int, loader: Any, state: Callable[[], dict[str, Any]]) -> Iterator[tuple[int, Any]]:
+        """(step, batch) until the last iteration, with a progress bar, and checkpoints of ``state()``.
+
+        Random numbers of a step (dropout) depend on the seed and the step alone. Ctrl-C, or the kill of a scheduler,
+        ends the step, writes a checkpoint and stops; with several processes the last checkpoint is what remains.
+        """
+        bar = tqdm(loader, self.path.name, self.iterations, initial=first, disable=not self.process.is_first)
+        with stop_signal(self.process.world == 1) as stop:
+            for step, batch in enumerate(bar, first):
+                torch.manual_seed((self.settings["arguments"]["seed"] << 40) + (step << 8) + self.process.rank)
+                yield step, batch
+                done = step + 1
+                if self._values and (done % self.log_every == 0 or done == self.iterations):
+                    bar.set_postfix_str(self._write_log(done))
+                if done % self.checkpoint_every == 0 or done == self.iterations or stop:
+                    self._save(step=done, **state())
+                if stop and done < self.iterations:
+                    raise SystemExit(f"stopped after iteration {done}; the same command goes on from there")
+
+    def log(self, **values: Any) -> None:
+        """Note tensors and numbers of one step: their means are written every ``--log-every`` iterations.
+
+        A function is called then, once, for what is dear to compute.
+        """
+        self._values.append(values)
+
+    def _write_log(self, done: int) -> str:
+        row: dict[str, Any] = {"step": done, "epoch": round(done / self.epoch_length, 2)}
+        for name, last in self._values[-1].items():
+            if callable(last):
+                last = last()
+                row |= last if isinstance(last, dict) else {name: last}
+            else:
+                series = [torch.as_tensor(v[name], dtype=torch.float32) for v in self._values if name in v]
+                row[name] = torch.stack(series).mean().item()
+        row["seconds"] = time.perf_counter() - self._started
+        self._started, self._values = time.perf_counter(), []
+        if self.process.is_first:
+            with open(self.path / "log.csv", "a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+        return " ".join(f"{k} {v:.3g}" for k, v in row.items() if k in ("loss", "gate_pass_rate", "similarity"))
+
+    def _shorten_log(self, step: int) -> None:
+        """Drop what was logged after the checkpoint: these steps are done again."""
+        file = self.path / "log.csv"
+        if file.exists():
+            head, *rows = file.read_text().splitlines(keepends=True)
+            write_text(file, "".join([head, *(row for row in rows if int(row.split(",")[0]) <= step)]))
+
+    def _save(self, **state: Any) -> None:
         """Replace the checkpoint, whole or not at all."""
-        partial = self.folder / "checkpoint.pt.partial"
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / "checkpoint.pt")
+        if not self.process.is_first:
+            return
+        partial = self.path / "checkpoint.pt.partial"
+        try:
+            with open(partial, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path).free / 2**20
+            raise SystemExit(
+                f"{self.path}: the checkpoint of iteration {state['step']} cannot be written ({error}; {free:.0f} MiB "
+                "free); the one before is whole, and the same command goes on from it"
+            ) from error
+        os.replace(partial, self.path / "checkpoint.pt")
 
-    def log(self, row: dict[str, Any], *, first: bool) -> None:
-        """Append a line to ``log.csv``, which starts anew with the first."""
-        with open(self.folder / "log.csv", "w" if first else "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if first:
-                writer.writeheader()
-            writer.writerow(row)
+
+def state_of(network: nn.Module) -> dict[str, Any]:
+    """The network's own weights, whether wrapped for several processes or not."""
+    return (network.module if isinstance(network, DistributedDataParallel) else network).state_dict()
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run's folder, on the host."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        raise SystemExit(f"{folder} is no folder of a training stage that has got anywhere: it has no checkpoint.pt")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise SystemExit(f"{path} cannot be read ({error}); remove it to start this stage anew") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run's folder."""
+    path = folder / "settings.json"
+    if not path.exists():
+        raise SystemExit(f"{folder} is no folder of a training stage: it has no settings.json")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of ours."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise SystemExit(f"{path} cannot be read ({error}); remove {path.parent} to start its stage anew") from error
+
+
+def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and checkpoint of a training stage that has run to its end."""
+    settings, state = read_settings(folder), load_checkpoint(folder)
+    if state["step"] < settings["recipe"]["iterations"]:
+        raise SystemExit(f"{folder} has stopped after iteration {state['step']} of {settings['recipe']['iterations']}")
+    return settings, state
+
+
+def source_commit() -> str | None:
+    """The commit of this source, marked if the tree has changed since; None outside of a repository."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class Stop:
+    """Whether the user or a scheduler has asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: object) -> None:
+        """As a signal's handler."""
+        if self.asked:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def stop_signal(enabled: bool) -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a wish that is granted at the end of the step."""
+    stop = Stop()
+    if not enabled:
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stopwatch:
@@ -168,8 +351,3 @@ class Stopwatch:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._start
-
-
-def mirror_back(maps: Tensor, flipped: Tensor) -> Tensor:
-    """Maps (B, C, h, w) into the image's own frame: those of mirrored images are mirrored again."""
-    return torch.where(flipped.to(maps.device)[:, None, None, None], maps.flip(-1), maps)

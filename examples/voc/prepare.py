@@ -1,0 +1,511 @@
+"""Stage 0: check a data set and bring it into the layout that the other stages read.
+
+  prepare.py voc     PASCAL VOC 2012 with the SBD masks: checks all of it, writes the lists and the image-level labels
+  prepare.py folder  any folder of images and a CSV table of labels
+  prepare.py coco    COCO 2014, through pycocotools
+  prepare.py masks   masks painted in VOC's colours (RGB) into label images
+
+Every image is decoded whole: a truncated file is found here, not in the third epoch. What is wrong is listed, all at
+once. Lists are written last; one that is there and differs is replaced only with --overwrite.
+"""
+
+import argparse
+import csv
+import inspect
+import io
+import os
+import random
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import VOC_CLASSES, voc_palette, write_label
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+LISTS = Path("ImageSets/Segmentation")
+IMAGES = {"train": 1464, "val": 1449, "trainaug": 10582}  # trainaug = VOC train + all of SBD - VOC val
+ORIENTATION = 0x0112  # EXIF: how the photograph is to be turned; 1 is upright, from 5 on the sides are swapped
+PAIRS = 15555  # (image, class) pairs of trainaug
+VOC_SITE = "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+SBD_SITE = (
+    "SBD, 11,355 further masks: benchmark.tgz (benchmark_RELEASE/dataset/cls/*.mat, needs scipy) from "
+    "http://home.bharathh.info/pubs/codes/SBD/download.html, or the same as PNG in a folder SegmentationClassAug, as "
+    "many segmentation projects pass on; unpacked into the VOC folder or named by --sbd"
+)
+NO_SALIENCY = (
+    "Saliency maps are no part of VOC: run a salient object detector (e.g. https://github.com/backseason/PoolNet; for "
+    "the paper's maps see https://github.com/PengtaoJiang/OAA) and save 8-bit NAME.png. Without, make_pseudo_labels.py "
+    "takes another background cue, chosen explicitly: --background saliency|threshold|power."
+)
+
+
+def listing(items: Iterable[str], limit: int = 20) -> str:
+    """The first items, one a line, and how many more there are."""
+    lines = list(items)
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "".join(f"\n  {line}" for line in lines[:limit] + more)
+
+
+def stop_if(problems: Sequence[str], what: str) -> None:
+    """End with all problems in one message, if there are any."""
+    if problems:
+        raise SystemExit(f"{what} ({len(problems)}; no list was changed):{listing(problems)}")
+
+
+def in_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], description: str) -> list[Any]:
+    """``work`` of every job, in order, on all cores; threads, since Pillow and numpy work outside Python's lock."""
+    with ThreadPool(os.cpu_count()) as pool:
+        return list(tqdm(pool.imap(work, jobs), total=len(jobs), desc=description))
+
+
+def filled(path: Path) -> bool:
+    """Whether ``path`` is a file or a folder, and not empty."""
+    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
+
+
+def read_list(path: Path) -> list[str]:
+    """Image names: the first word of each line, also where that is a path such as /JPEGImages/NAME.jpg."""
+    return [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+
+
+def refuse_to_change(texts: dict[Path, str], overwrite: bool) -> None:
+    """End if a file is there with another text."""
+    differing = [
+        f"{path}: {len(path.read_text().splitlines())} lines, would become {len(text.splitlines())}"
+        for path, text in texts.items()
+        if path.exists() and path.read_text() != text
+    ]
+    if not overwrite:
+        stop_if(differing, "these files are there and differ; --overwrite replaces them")
+
+
+def write_texts(texts: dict[Path, str]) -> int:
+    """Write the files that are not there as they should be, each whole or not at all; returns how many."""
+    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    for path, text in changed.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
+    return len(changed)
+
+
+def list_texts(root: Path, split: str, labels: dict[str, list[int]]) -> dict[Path, str]:
+    """``SPLIT.txt`` and ``SPLIT_cls.txt``; a line without id is an image that shows none of the classes."""
+    names = "".join(f"{name}\n" for name in labels)
+    with_ids = "".join(" ".join(map(str, [name, *ids])) + "\n" for name, ids in labels.items())
+    return {root / LISTS / f"{split}.txt": names, root / LISTS / f"{split}_cls.txt": with_ids}
+
+
+def photograph_size(path: Path, upright: bool = False) -> tuple[int, int]:
+    """(width, height) of an image that was decoded whole; as stored, or turned ``upright``."""
+    with Image.open(path) as image:
+        image.load()
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}; expected 8 bits a channel")
+        turned = upright and image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size[::-1] if turned else image.size
+
+
+def label_ids(path: Path, size: tuple[int, int] | None, num_classes: int) -> list[int]:
+    """0-based classes in a label image (indexed PNG, or SBD's .mat), which is checked on the way."""
+    if path.suffix == ".mat":
+        from scipy.io import loadmat
+
+        label = loadmat(path)["GTcls"][0, 0]["Segmentation"]
+    else:
+        with Image.open(path) as image:
+            mode, label = image.mode, np.asarray(image)
+        if mode not in ("P", "L"):
+            raise ValueError(f"mode {mode}; expected class indices (prepare.py masks converts VOC's colours)")
+    if size not in (None, label.shape[::-1]):
+        raise ValueError(f"{label.shape[1]} x {label.shape[0]} pixels, its image has {size[0]} x {size[1]}")
+    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()
+    wrong = [value for value in values if num_classes < value != 255]
+    if wrong:
+        raise ValueError(f"values {wrong[:5]}; expected 0..{num_classes} and 255 (are these grey levels of colours?)")
+    return [value - 1 for value in values if 0 < value < 255]
+
+
+def xml_ids(path: Path) -> list[int]:
+    """0-based classes of the objects in a VOC annotation, those marked difficult too: they are in the picture."""
+    names = {str(thing.findtext("name")).strip() for thing in ET.parse(path).getroot().findall("object")}
+    if not names <= set(VOC_CLASSES):
+        raise ValueError(f"{sorted(names - set(VOC_CLASSES))} are none of VOC's 20 classes")
+    return sorted(VOC_CLASSES.index(name) for name in names)
+
+
+def attempt(problems: list[str], function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
+    """``function(path, ...)``, or None with what is wrong with the file added to the problems."""
+    try:
+        return function(path, *arguments)
+    except FileNotFoundError:
+        problems.append(f"{path} is missing")
+    except Exception as error:  # Pillow, scipy and the XML parser raise all kinds at a broken file
+        problems.append(f"{path}: {error}")
+    return None
+
+
+def find_sbd(root: Path, given: Path | None) -> dict[str, Path]:
+    """SBD's masks by image name, from the first place in ``given``, else in the VOC folder, that has some."""
+    places = ["SegmentationClassAug", "benchmark_RELEASE/dataset/cls", "dataset/cls", "cls", "."]
+    for place in [given / part for part in places] if given else [root / part for part in places[:2]]:
+        files = [*place.glob("*.png"), *place.glob("*.mat")]
+        masks = {path.stem: path for path in files if not path.name.startswith(".")}  # "._NAME.png": left by macOS
+        if masks:
+            return masks
+    return {}
+
+
+def voc(arguments: argparse.Namespace) -> None:
+    """Check PASCAL VOC 2012 + SBD, write {train,val,trainaug}_cls.txt and trainaug.txt to ImageSets/Segmentation.
+
+    trainaug, to train on, is VOC train + SBD without VOC val (10,582 images); cue quality is reported on train (1,464);
+    val has 1,449. Labels come from the masks (VOC's own where there are two, else SBD's) or from Annotations/*.xml;
+    auto is masks if SBD is there. xml counts every object, also those marked difficult: some labels differ. An existing
+    trainaug.txt keeps its order; with it, xml labels need no SBD.
+    """
+    root, lists = arguments.voc_root, arguments.voc_root / LISTS
+    sbd = find_sbd(root, arguments.sbd)
+    listed = read_list(lists / "trainaug.txt") if (lists / "trainaug.txt").exists() else []
+    source = arguments.labels_from if arguments.labels_from != "auto" else "masks" if sbd else "xml"
+    parts = {"JPEGImages": "photographs", "SegmentationClass": "masks of train and val"}
+    parts |= {f"{LISTS}/{split}.txt": f"list of the {IMAGES[split]} {split} images" for split in ("train", "val")}
+    if source == "xml":
+        parts["Annotations"] = "objects of each photograph"
+    missing = [f"{root / part} ({what}): {VOC_SITE}" for part, what in parts.items() if not filled(root / part)]
+    if not sbd and (arguments.sbd or source == "masks" or not listed):
+        missing.append(f"{arguments.sbd or root / 'SegmentationClassAug'} (SBD's masks): {SBD_SITE}")
+    if any(path.suffix == ".mat" for path in sbd.values()) and find_spec("scipy") is None:
+        missing.append("SBD's .mat files are read by scipy: pip install scipy")
+    if arguments.saliency and not filled(arguments.saliency):
+        missing.append(f"{arguments.saliency} (saliency maps). {NO_SALIENCY}")
+    hint = f"; did you mean {root / 'VOC2012'}?" if (root / "VOC2012").is_dir() else ""
+    stop_if(missing, f"missing or empty{hint}")
+
+    splits = {split: read_list(lists / f"{split}.txt") for split in ("train", "val")}
+    val = set(splits["val"])
+    wanted = ({*splits["train"], *sbd} if sbd else set(listed)) - val
+    if listed and set(listed) != wanted and not arguments.overwrite:
+        raise SystemExit(
+            f"{lists / 'trainaug.txt'} lists {len(set(listed))} images, {len(val & set(listed))} of them in val; "
+            f"expected VOC train + SBD - VOC val, {len(wanted)} images; --overwrite replaces it"
+        )
+    splits["trainaug"] = [name for name in listed if name in wanted] + sorted(wanted - set(listed))
+    counts = [
+        f"{split}: {len(names)} images, VOC has {IMAGES[split]}"
+        for split, names in splits.items()
+        if len(set(names)) != IMAGES[split]
+    ]
+    if counts and not arguments.allow_other_counts:
+        stop_if(counts, "the lists are not those of VOC 2012 + SBD; --allow-other-counts goes on with these")
+
+    scored = {name: root / "SegmentationClass" / f"{name}.png" for name in splits["train"] + splits["val"]}
+    mask_of = sbd | scored
+
+    def check(name: str) -> tuple[list[int], list[str], bool]:
+        problems: list[str] = []
+        size = attempt(problems, photograph_size, root / "JPEGImages" / f"{name}.jpg")
+        if source == "masks" or name in scored:
+            ids = attempt(problems, label_ids, mask_of[name], size, len(VOC_CLASSES))
+        if source == "xml":
+            ids = attempt(problems, xml_ids, root / "Annotations" / f"{name}.xml")
+        salient = not arguments.saliency or (arguments.saliency / f"{name}.png").exists()
+        return ids or [], problems, salient
+
+    names = list(dict.fromkeys(name for split in splits.values() for name in split))
+    checked = dict(zip(names, in_parallel(check, names, "images and labels"), strict=True))
+    stop_if([problem for _, found, _ in checked.values() for problem in found], "files that are not as they should")
+    texts: dict[Path, str] = {}
+    for split, members in splits.items():
+        labels = {name: checked[name][0] for name in members}
+        texts |= list_texts(root, split, labels)
+        pairs = sum(map(len, labels.values()))
+        print(f"{split}: {len(labels)} images, {pairs} (image, class) pairs from {source}")
+        if split == "trainaug" and pairs != PAIRS:
+            print(f"  expected about {PAIRS}, as in the lists in use; masks and xml differ by some")
+        empty = [name for name, ids in labels.items() if not ids]
+        if empty:
+            print(f"  {len(empty)} without any label, kept as showing no class:{listing(empty)}")
+    for split in ("train", "val"):  # VOC's own, read and left as they are
+        del texts[lists / f"{split}.txt"]
+    without = [name for name in splits["trainaug"] if not checked[name][2]]
+    if without or not arguments.saliency:
+        print(f"{len(without) or len(wanted)} of {len(wanted)} training images have no saliency map. {NO_SALIENCY}")
+    refuse_to_change(texts, arguments.overwrite)
+    finish(root, texts, "voc")
+
+
+def finish(root: Path, texts: dict[Path, str], name: str, negatives: bool = False) -> None:
+    """Write the lists and say what comes next."""
+    written = write_texts(texts)
+    print(f"done: {written} files written, {len(texts) - written} were there -> {root / LISTS}")
+    options = " --negatives background" if negatives else ""
+    print(f"next: python examples/voc/train_attention.py --voc-root {root} --out runs/{name}/attention{options}")
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where links cannot be made; the file appears whole or not at all."""
+    partial = target.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+    partial.unlink(missing_ok=True)  # replacing a file by another link to it leaves both
+
+
+def place(source: Path, target: Path) -> None:
+    """The photograph as JPEG: linked, or converted where it is of another format or turned by its EXIF entry."""
+    with Image.open(source) as image:
+        if image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION, 1) == 1:
+            return link(source, target)
+        partial = target.with_suffix(".partial")
+        ImageOps.exif_transpose(image).convert("RGB").save(partial, format="JPEG", quality=95)
+    partial.replace(target)
+
+
+def read_table(path: Path) -> list[tuple[str, list[str]]]:
+    """Rows (image, class names) of a CSV with header ``image,labels``."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            rows = list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SystemExit(f"--csv {path} cannot be read: {error}") from error
+    if not {"image", "labels"} <= set(table.fieldnames or []) or not rows:
+        raise SystemExit(f"{path}: expected a header 'image,labels' and a row an image, got {table.fieldnames}")
+    longer = [str(row) for row in rows if None in row]
+    stop_if(longer, f"{path}: rows with more cells than the header; separate labels by ';' or spaces, not by commas")
+    cells = [((row["image"] or "").strip(), row["labels"] or "") for row in rows]
+    separator = ";" if any(";" in labels for _, labels in cells) else None  # None: any white space
+    return [(name, [label.strip() for label in labels.split(separator) if label.strip()]) for name, labels in cells]
+
+
+def folder(arguments: argparse.Namespace) -> None:
+    """Any folder of images and a CSV with header image,labels to a folder in VOC layout.
+
+    image is a file below --images (its ending may be left out), labels are class names separated by ';' or else spaces.
+    Rows without labels become background.txt, negatives for --negatives background; images without a row are passed
+    over, images that cannot be read are listed in skipped.txt. JPEGs are linked or copied, other formats converted.
+    Class ids follow --classes (one name a line), else the alphabet; masks (indexed PNG, class c is c + 1) need it.
+    """
+    if not 0 <= arguments.val_share < 1:
+        raise SystemExit(f"--val-share: expected a share in [0, 1), got {arguments.val_share}")
+    if arguments.masks and not arguments.classes:
+        raise SystemExit("--masks needs --classes: a file with a class name a line, in the order of the masks' values")
+    for path in (arguments.classes, arguments.masks):
+        if path is not None and not filled(path):
+            raise SystemExit(f"{path} is missing or empty")
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = [path for path in sorted(arguments.images.rglob("*")) if path.suffix.lower() in endings]
+    if not files:
+        raise SystemExit(f"--images {arguments.images} is missing or holds no images")
+    rows = read_table(arguments.csv)
+    index: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        for key in {path.relative_to(arguments.images), path.relative_to(arguments.images).with_suffix("")}:
+            index[key.as_posix()].append(path)
+    used = {label for _, labels in rows for label in labels}
+    classes = (
+        [line.strip() for line in arguments.classes.read_text().splitlines()] if arguments.classes else sorted(used)
+    )
+    problems = [f"{name or '(empty)'}: no such image in {arguments.images}" for name, _ in rows if not index.get(name)]
+    problems += [f"class {label!r} is not in {arguments.classes}" for label in sorted(used - set(classes))]
+    problems += [f"class {label!r}: a name may hold no spaces" for label in classes if len(label.split()) != 1]
+    members: dict[str, list[tuple[Path, list[int]]]] = defaultdict(list)
+    for name, labels in rows:
+        for path in index.get(name, []):
+            ids = sorted({classes.index(label) for label in labels if label in classes})
+            members[re.sub(r"\s+", "_", path.stem)].append((path, ids))
+    for name, found in members.items():
+        if len(found) > 1:
+            paths = ", ".join(str(path) for path, _ in found)
+            problems.append(f"{name}: {len(found)} rows or files of this name: {paths}")
+    stop_if(problems, f"{arguments.csv} and {arguments.images} do not fit")
+
+    unreadable: dict[str, list[str]] = {name: [] for name in sorted(members)}
+    bad_masks, other_classes, mask_of = [], [], {}
+
+    def check(name: str) -> None:
+        path, ids = members[name][0]
+        size = attempt(unreadable[name], photograph_size, path, True)
+        mask = arguments.masks / f"{path.stem}.png" if arguments.masks else None
+        if size and mask and mask.exists():
+            mask_of[name] = mask
+            shown = attempt(bad_masks, label_ids, mask, size, len(classes)) or []
+            if not set(shown) <= set(ids):
+                other_classes.append(f"{mask}: {[classes[c] for c in shown]}, table: {[classes[c] for c in ids]}")
+
+    in_parallel(check, list(unreadable), "images")
+    stop_if(sorted(bad_masks), "masks that are not as they should")
+    good = [name for name, problems in unreadable.items() if not problems]
+    labels = {name: members[name][0][1] for name in good if members[name][0][1]}
+    shuffled = list(labels)
+    random.Random(arguments.seed).shuffle(shuffled)
+    held_out = max(1, round(arguments.val_share * len(shuffled))) if arguments.val_share else 0
+    if len(shuffled) <= held_out:
+        raise SystemExit(f"{len(shuffled)} readable labelled images are too few for --val-share {arguments.val_share}")
+    out, negatives = arguments.out, [name for name in good if name not in labels]
+    skipped = [problem for problems in unreadable.values() for problem in problems]
+    texts = {out / "classes.txt": "".join(f"{c}\n" for c in classes)}
+    for split, chosen in (("train", shuffled[held_out:]), ("val", shuffled[:held_out])):
+        texts |= list_texts(out, split, {name: labels[name] for name in sorted(chosen)})
+    texts[out / LISTS / "background.txt"] = "".join(f"{name}\n" for name in negatives)
+    texts[out / "skipped.txt"] = "".join(f"{line}\n" for line in skipped)
+    refuse_to_change(texts, arguments.overwrite)
+
+    for part in ("JPEGImages", "SegmentationClass"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+
+    def bring(name: str) -> None:
+        if not (out / "JPEGImages" / f"{name}.jpg").exists():
+            place(members[name][0][0], out / "JPEGImages" / f"{name}.jpg")
+        if name in mask_of and not (out / "SegmentationClass" / f"{name}.png").exists():
+            link(mask_of[name], out / "SegmentationClass" / f"{name}.png")
+
+    in_parallel(bring, good, "writing")
+    unused = sorted({str(path) for path in files} - {str(found[0][0]) for found in members.values()})
+    if unused:
+        print(f"{len(unused)} images have no row in the table and are passed over:{listing(unused)}")
+    if skipped:
+        print(f"{len(skipped)} images cannot be read and are passed over, see skipped.txt:{listing(skipped)}")
+    if other_classes:
+        print(f"{len(other_classes)} masks show classes that the table does not name:{listing(sorted(other_classes))}")
+    if arguments.masks:
+        print(f"{len(labels.keys() - mask_of.keys())} of {len(labels)} labelled images have no mask, for scoring")
+    print(f"{len(classes)} classes: {' '.join(classes)}")
+    print(f"{len(shuffled) - held_out} train, {held_out} val, {len(negatives)} negatives, seed {arguments.seed}")
+    finish(out, texts, out.resolve().name, negatives=bool(negatives))
+
+
+def coco(arguments: argparse.Namespace) -> None:
+    """COCO 2014 to a folder in VOC layout: 80 classes, images hard-linked, label images painted from the instances.
+
+    Reads annotations/instances_{train,val}2014.json, train2014 and val2014. Class ids are COCO's categories in order, 0
+    to 79. In label images smaller instances lie on top of larger ones; crowds, below all others, are 255. Crowds count
+    for the image-level labels too. Training images without objects become background.txt; val keeps all its images.
+    Can be stopped and started again.
+    """
+    root, out = arguments.coco_root, arguments.out
+    parts = [part for s in ("train", "val") for part in (f"annotations/instances_{s}2014.json", f"{s}2014")]
+    where = "COCO 2014 images and train/val annotations from https://cocodataset.org/#download"
+    missing = [f"{root / part}: {where}" for part in parts if not filled(root / part)]
+    if find_spec("pycocotools") is None:
+        missing.append("the annotations are read by pycocotools: pip install pycocotools")
+    stop_if(missing, "missing or empty")
+    from pycocotools.coco import COCO
+
+    with redirect_stdout(io.StringIO()):
+        indices = {split: COCO(root / f"annotations/instances_{split}2014.json") for split in ("train", "val")}
+    categories = sorted(indices["train"].cats.values(), key=lambda category: category["id"])
+    ids = {category["id"]: c for c, category in enumerate(categories)}
+    if ids.keys() != indices["val"].cats.keys():
+        raise SystemExit(f"the train and val annotations of {root} have different categories")
+    texts = {out / "classes.txt": "".join(category["name"].replace(" ", "_") + "\n" for category in categories)}
+    jobs = []
+    for split, index in indices.items():
+        labels = {}
+        for record in sorted(index.imgs.values(), key=lambda record: record["file_name"]):
+            jobs.append((root / f"{split}2014" / record["file_name"], split, record))
+            labels[jobs[-1][0].stem] = sorted({ids[a["category_id"]] for a in index.imgToAnns[record["id"]]})
+        if split == "train":
+            negatives = [name for name, found in labels.items() if not found]
+            texts[out / LISTS / "background.txt"] = "".join(f"{name}\n" for name in negatives)
+            labels = {name: found for name, found in labels.items() if found}
+        texts |= list_texts(out, split, labels)
+        print(f"{split}: {len(labels)} images, {sum(map(len, labels.values()))} (image, class) pairs")
+    refuse_to_change(texts, arguments.overwrite)
+    for part in ("JPEGImages", "SegmentationClass"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+
+    def bring(source: Path, split: str, record: dict[str, Any]) -> None:
+        size, shape = photograph_size(source), (record["height"], record["width"])
+        if size[::-1] != shape:
+            raise ValueError(f"{size[0]} x {size[1]} pixels, the annotations say {shape[1]} x {shape[0]}")
+        label = np.zeros(shape, dtype=np.uint8)
+        instances = indices[split].imgToAnns[record["id"]]
+        for a in sorted(instances, key=lambda a: (not a["iscrowd"], -a["area"])):
+            label[indices[split].annToMask(a) > 0] = 255 if a["iscrowd"] else ids[a["category_id"]] + 1
+        link(source, out / "JPEGImages" / source.name)
+        write_label(out / "SegmentationClass" / f"{source.stem}.png", label)  # last: its presence means both are there
+
+    problems: list[str] = []
+    new = [job for job in jobs if not (out / "SegmentationClass" / f"{job[0].stem}.png").exists()]
+    in_parallel(lambda job: attempt(problems, bring, *job), new, "images and masks")
+    stop_if(sorted(problems), "images that cannot be used; the others are there, the next run does only these")
+    print(f"{len(negatives)} training images without objects in background.txt")
+    finish(out, texts, out.resolve().name, negatives=bool(negatives))
+
+
+def masks(arguments: argparse.Namespace) -> None:
+    """Masks painted in VOC's colours (RGB PNG) to indexed label images in another folder; existing ones are kept."""
+    files = sorted(arguments.masks.glob("*.png"))
+    if not files or arguments.masks.resolve() == arguments.out.resolve():
+        raise SystemExit(f"--masks {arguments.masks}: expected a folder with *.png, other than --out")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    weights = np.array([1 << 16, 1 << 8, 1])
+    codes = np.array(voc_palette()).reshape(256, 3) @ weights
+    order = np.argsort(codes)
+
+    def convert(path: Path) -> None:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB")) @ weights
+        label = order[np.searchsorted(codes, pixels, sorter=order).clip(max=255)]
+        foreign = pixels[codes[label] != pixels]
+        if foreign.size:
+            raise ValueError(
+                f"{foreign.size} pixels have none of VOC's colours, e.g. #{foreign[0]:06x}; was it resized?"
+            )
+        write_label(arguments.out / path.name, label)
+
+    problems: list[str] = []
+    new = [path for path in files if not (arguments.out / path.name).exists()]
+    in_parallel(lambda path: attempt(problems, convert, path), new, "masks")
+    stop_if(sorted(problems), "masks that cannot be converted; the others are")
+    print(f"done: {len(new)} label images written, {len(files) - len(new)} were there -> {arguments.out}")
+
+
+def main() -> None:
+    """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="voc | folder | coco | masks")
+    of: dict[str, argparse.ArgumentParser] = {}
+    for command in (voc, folder, coco, masks):
+        of[command.__name__] = commands.add_parser(
+            command.__name__, description=inspect.getdoc(command), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        of[command.__name__].set_defaults(run=command)
+        if command is not masks:
+            of[command.__name__].add_argument("--overwrite", action="store_true", help="replace lists that differ")
+    of["voc"].add_argument("--voc-root", type=Path, required=True, help="VOCdevkit/VOC2012")
+    of["voc"].add_argument("--sbd", type=Path, help="SegmentationClassAug or benchmark_RELEASE (default: VOC_ROOT)")
+    of["voc"].add_argument("--labels-from", choices=("auto", "masks", "xml"), default="auto")
+    of["voc"].add_argument("--saliency", type=Path, help="folder of saliency maps NAME.png, to see which are missing")
+    of["voc"].add_argument("--allow-other-counts", action="store_true", help="go on with lists of other lengths")
+    of["folder"].add_argument("--images", type=Path, required=True, help="folder of images, sub-folders too")
+    of["folder"].add_argument("--csv", type=Path, required=True, help="table with the columns image and labels")
+    of["folder"].add_argument("--classes", type=Path, help="file of class names, one a line, in the order of their ids")
+    of["folder"].add_argument("--masks", type=Path, help="folder of label images NAME.png, for scoring")
+    of["folder"].add_argument("--val-share", type=float, default=0.2, help="share held out as val (default: 0.2)")
+    of["folder"].add_argument("--seed", type=int, default=0, help="decides which are held out (default: 0)")
+    of["coco"].add_argument("--coco-root", type=Path, required=True, help="folder of annotations, train2014, val2014")
+    of["masks"].add_argument("--masks", type=Path, required=True, help="folder of colour masks NAME.png")
+    for name in ("folder", "coco", "masks"):
+        of[name].add_argument("--out", type=Path, required=True, help="folder to write to")
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
