@@ -1,8 +1,16 @@
 """Stage 4: crops that fit their labels, the loss against a loop, and a whole run on drawn images."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from evaluate import probabilities, starts, windowed
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import Geometry
 from PIL import Image
+from recipes import PAPER, replace_checked
 from test_voc_pipeline import run, voc  # noqa: F401  (a fixture)
 from train_segmentation import random_crop, segmentation_loss
 
@@ -94,3 +102,70 @@ def test_bad_input_is_told(voc, tmp_path, options, message):  # noqa: F811
 def test_a_proportion_of_the_images_is_drawn_by_the_seed(voc, tmp_path):  # noqa: F811
     base = ["--voc-root", voc, "--labels", voc / "SegmentationClass", *TINY, "--iterations", 1, "--proportion", 0.5]
     assert "on 3 images" in run("train_segmentation.py", *base, "--out", tmp_path / "half")
+
+
+class Colours(torch.nn.Module):
+    """Scores that are the pixels themselves at stride 8, so that what windows and mirror images do is known."""
+
+    geometry, mean, std = Geometry(8, centred=True), (0.0,) * 3, (1.0,) * 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, images):
+        return self.gain * images[..., ::8, ::8]
+
+
+@given(length=st.integers(1, 400), side=st.integers(1, 200), overlap=st.floats(0, 0.9))
+def test_windows_cover_the_image_overlap_and_end_at_its_border(length, side, overlap):
+    begins = starts(length, side, overlap)
+    assert begins[0] == 0
+    assert begins == sorted(set(begins))
+    if length > side:
+        assert begins[-1] + side == length
+        assert max(np.diff(begins)) <= max(round(side * (1 - overlap)), 1) <= side
+
+
+def test_probabilities_stay_probabilities_and_windows_do_not_change_them():
+    pixels = np.kron(np.random.default_rng(0).integers(0, 255, (4, 6, 3)), np.ones((24, 24, 1))).astype(np.uint8)
+    photograph, network = Image.fromarray(pixels), Colours()
+    whole = probabilities(network, photograph, PAPER.evaluation)
+    assert whole.shape == (3, 96, 144)
+    torch.testing.assert_close(whole.sum(0), torch.ones(96, 144))
+    several = {"test_scales": (0.5, 1.0, 1.5), "test_flip": True, "window": 57}
+    averaged = probabilities(network, photograph, replace_checked(PAPER.evaluation, several))
+    torch.testing.assert_close(averaged.sum(0), torch.ones(96, 144))
+    assert (averaged.argmax(0) == whole.argmax(0)).float().mean() > 0.8
+
+
+def test_overlapping_windows_are_averaged():
+    image = torch.rand(1, 3, 25, 41, generator=torch.Generator().manual_seed(0))
+    settings = replace_checked(PAPER.evaluation, {"window": 17, "overlap": 0.5})
+    network = Colours()
+    total, count = torch.zeros(1, 3, 25, 41), torch.zeros(25, 41)
+    for top in (0, 8):
+        for left in (0, 8, 16, 24):
+            part = network(image[..., top : top + 17, left : left + 17])
+            part = torch.nn.functional.interpolate(part, (17, 17), mode="bilinear", align_corners=True).softmax(1)
+            total[..., top : top + 17, left : left + 17] += part
+            count[top : top + 17, left : left + 17] += 1
+    torch.testing.assert_close(windowed(network, image, settings), total / count)
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_evaluated_and_goes_on_where_it_stopped(voc, tmp_path):  # noqa: F811
+    options = ["--voc-root", voc, "--labels", voc / "SegmentationClass", *TINY, "--iterations", 1]
+    run("train_segmentation.py", *options, "--out", tmp_path / "run")
+    evaluate = ["--voc-root", voc, "--run", tmp_path / "run", "--out", tmp_path / "val", "--recipe", "small"]
+    text = run("evaluate.py", *evaluate)
+    assert text.splitlines()[-1].endswith("on 6 images of val")
+    scores = json.loads((tmp_path / "val" / "scores.json").read_text())
+    assert list(scores["class_iou"]) == ["background", "red", "green"]
+    with Image.open(tmp_path / "val" / "d.png") as image:
+        assert (image.mode, image.size) == ("P", (60, 90))
+        assert image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+    (tmp_path / "val" / "d.png").unlink()
+    run("evaluate.py", *evaluate)
+    assert json.loads((tmp_path / "val" / "scores.json").read_text()) == scores
+    assert "made with other settings" in run("evaluate.py", *evaluate, "--test-flip", expect=1)

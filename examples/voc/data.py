@@ -34,6 +34,7 @@ class VOCFolder:
         root: the folder.
         split: a list in ``ImageSets/Segmentation``.
         negatives: a further list of images that show none of the classes, or None.
+        labelled: whether image-level labels are needed; without, the list of names is enough.
 
     Attributes:
         names: of the images.
@@ -41,7 +42,7 @@ class VOCFolder:
         classes: their names.
     """
 
-    def __init__(self, root: Path, split: str, *, negatives: str | None = None) -> None:
+    def __init__(self, root: Path, split: str, *, negatives: str | None = None, labelled: bool = True) -> None:
         self.root = root
         self.split = split
         if not (root / "JPEGImages").is_dir():
@@ -49,7 +50,7 @@ class VOCFolder:
         classes_file = root / "classes.txt"
         self.classes = classes_file.read_text().split() if classes_file.exists() else list(VOC_CLASSES)
         self._mask_folders = [f for f in ("SegmentationClass", "SegmentationClassAug") if (root / f).is_dir()]
-        label_ids = self._read_labels()
+        label_ids = self._read_labels() if labelled else {name: [] for name in self._read_list(f"{split}.txt")}
         if negatives is not None:
             label_ids.update((name, []) for name in self._read_list(f"{negatives}.txt"))
         if not label_ids:
@@ -87,14 +88,21 @@ class VOCFolder:
 
     def mask(self, name: str) -> Tensor:
         """(H, W) int64 truth: 0 background, class c is c + 1, 255 ignored."""
-        paths = [self.root / folder / f"{name}.png" for folder in self._mask_folders]
-        path = next((path for path in paths if path.exists()), None)
+        path = self._mask_path(name)
         if path is None:
             raise SystemExit(
                 f"there is no mask {name}.png in {self.root}/SegmentationClass; masks are needed for scoring, and for "
                 "labels without *_cls.txt"
             )
         return read_label(path)
+
+    def has_mask(self, name: str) -> bool:
+        """Whether the truth is there."""
+        return self._mask_path(name) is not None
+
+    def _mask_path(self, name: str) -> Path | None:
+        paths = [self.root / folder / f"{name}.png" for folder in self._mask_folders]
+        return next((path for path in paths if path.exists()), None)
 
     def class_ids(self, name: str) -> list[int]:
         """0-based classes of an image."""
