@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="default", help="'default' (ImageNet), 'none', or a file (default: default)"
     )
-    parser.add_argument("--amp", action="store_true", help="forward pass in bfloat16: faster, other rounding")
+    parser.add_argument(
+        "--amp", action="store_true", help="forward pass in bfloat16: other rounding, faster where the hardware has it"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the new layers, the order, and what is drawn")
     parser.add_argument("--log-every", type=int, help="iterations (default: once in a pass over the images)")
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="iterations (default: 1000)")
@@ -127,7 +129,7 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace, settings: Any, folder: VOCFolder, process: Process) -> None:
         self.path: Path = arguments.out
-        self.process, self.iterations, self.batch_size = process, settings.iterations, settings.batch_size
+        self.process, self.iterations = process, settings.iterations
         self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
         self.log_every = arguments.log_every or self.epoch_length
         self.checkpoint_every = arguments.checkpoint_every
