@@ -180,7 +180,7 @@ SCHEDULES = {
     ("caffe", "attention"): (30_000, dropped(1e-3, 20_000)),
     ("caffe", "integral"): (30_000, dropped(1e-3, 20_000)),
     ("caffe", "segmentation"): (16_000, poly(1e-3, 16_000)),
-    ("small", "attention"): (740, dropped(3e-4, 592)),
+    ("small", "attention"): (400, dropped(3e-4, 320)),
     ("small", "integral"): (200, dropped(3e-4, 160)),
     ("small", "segmentation"): (320, poly(3e-4, 320)),
 }

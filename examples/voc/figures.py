@@ -1,0 +1,123 @@
+"""The paper's figures from a run: attention wandering (1), segmentations (4), attention of each method (5)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data import VOCFolder, read_label, voc_palette
+from evaluate_cues import read_map
+from networks import BACKBONES
+from torch import Tensor
+from torch.nn import functional as F
+from training import finished
+
+PALETTE = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
+PALETTE[255] = 255  # ignored pixels are white
+
+
+def wandering(data: VOCFolder, run: Path, out: Path) -> None:
+    """Figure 1: attention at moments of the training, and what has accumulated at its end.
+
+    Args:
+        data: the training images.
+        run: folder of train_attention.py; its watched images are drawn.
+        out: the picture.
+    """
+    settings, state = finished(run)
+    align = BACKBONES[settings["arguments"]["backbone"]].geometry.centred
+    taken, latest = state["snapshots"]["taken"], state["snapshots"]["latest"]
+    moments = sorted({0, len(taken) // 3, 2 * len(taken) // 3, len(taken) - 1})
+    rows = []
+    for name, maps in latest.items():
+        photograph = np.asarray(data.photograph(name))
+        cells = [*(maps[moment][0] for moment in moments), state["snapshots"]["cumulative"][name][-1][0]]
+        rows.append([photograph, *(overlay(photograph, at_size(c, photograph, align)) for c in cells)])
+    titles = ["image", *(f"after {taken[moment]} its" for moment in moments), "accumulated (max)"]
+    draw(titles, [data.classes[data.class_ids(name)[0]] for name in latest], rows, out)
+
+
+def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, out: Path) -> None:
+    """Figure 5: attention of each method; beside it the proxy label and the truth.
+
+    Args:
+        data: the training images.
+        run: folder of train_attention.py; its watched images are drawn, each with its first class.
+        maps: folders of attention maps, by title.
+        labels: folder of proxy labels.
+        out: the picture.
+    """
+    names = list(finished(run)[1]["snapshots"]["latest"])
+    rows = []
+    for name in names:
+        photograph, shown = np.asarray(data.photograph(name)), data.class_ids(name)[0]
+        heat = [overlay(photograph, read_map(folder / f"{name}_{shown}.png").numpy() / 255) for folder in maps.values()]
+        label = labels / f"{name}.png"  # none without a saliency map
+        ends = [read_label(label) if label.exists() else torch.full(photograph.shape[:2], 255), data.mask(name)]
+        rows.append([photograph, *heat, *(PALETTE[end.numpy()] for end in ends)])
+    titles = ["image", *maps, "proxy label", "truth"]
+    draw(titles, [data.classes[data.class_ids(name)[0]] for name in names], rows, out)
+
+
+def segmentations(
+    data: VOCFolder, results: dict[str, Path], out: Path, *, examples: int = 6, failures: int = 2
+) -> None:
+    """Figure 4: what the segmentation networks make of val images, and where they fail.
+
+    Args:
+        data: the val images, with masks.
+        results: folders of evaluate.py, by title.
+        out: the picture.
+        examples: evenly spread over the images, from the best to the median one.
+        failures: of the worst ones, by the last result's share of right pixels.
+    """
+
+    def right(name: str) -> float:
+        truth = data.mask(name)
+        shown = read_label(list(results.values())[-1] / f"{name}.png")
+        return (shown == truth)[truth != 255].float().mean().item()
+
+    best_first = sorted(data.names, key=right, reverse=True)
+    places = np.linspace(0, len(best_first) // 2, min(examples, len(best_first)), dtype=int)
+    chosen = list(dict.fromkeys([*(best_first[place] for place in places), *best_first[-failures:]]))
+    rows = []
+    for name in chosen:
+        ends = [*(read_label(folder / f"{name}.png") for folder in results.values()), data.mask(name)]
+        rows.append([np.asarray(data.photograph(name)), *(PALETTE[end.numpy()] for end in ends)])
+    notes = [f"{right(name):.0%}" for name in chosen]
+    draw(["image", *results, "truth"], notes, rows, out)
+
+
+def overlay(photograph: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """A photograph (H, W, 3) uint8 with attention (H, W) in [0, 1] on it, in perceptually even colours."""
+    from matplotlib import colormaps
+
+    heat = colormaps["inferno"](attention)[..., :3] * 255
+    return (0.35 * photograph + 0.65 * heat).astype(np.uint8)
+
+
+def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> np.ndarray:
+    """A map (h, w) uint8 of the network's cells at the photograph's size, in [0, 1]."""
+    cells = cells[None, None].float() / 255
+    return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0].numpy()
+
+
+def draw(titles: list[str], notes: list[str], rows: list[list[Any]], out: Path) -> None:
+    """A table of pictures with a title on each column and a note on each row."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(1.9 * len(titles), 1.35 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for title, axis in zip(titles, axes[0], strict=True):
+        axis.set_title(title, fontsize=9)
+    for row, note, pictures in zip(axes, notes, rows, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set_axis_off()
+        row[0].text(4, 22, note, color="white", fontsize=8, backgroundcolor=(0, 0, 0, 0.6))
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,122 @@
+"""reproduce.py: tables and figures from drawn images on, skipping what is done."""
+
+import json
+import sys
+
+import figures
+import numpy as np
+import pytest
+import reproduce
+from PIL import Image
+from test_voc_pipeline import run, voc  # noqa: F401  (a fixture)
+
+OPTIONS = ["--recipe", "small", "--backbone", "efficientnet_lite0", "--weights", "none", "--workers", 0]
+TINY = ["--short-side 49 --batch-size 2 --iterations 4 --drop-at 3", "--crop 49 --batch-size 2 --iterations 1"]
+OPTIONS += ["--attention", f"{TINY[0]} --gate none --snapshots 2", "--integral", TINY[0], "--segmentation", TINY[1]]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Stages run in this process, and are noted."""
+    calls = []
+
+    def launch(script, options, processes):
+        calls.append((script, options))
+        run(script, *options)
+
+    monkeypatch.setattr(reproduce, "launch", launch)
+    return calls
+
+
+def reproduce_with(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
+    reproduce.main()
+
+
+@pytest.mark.slow
+def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, launched, capsys):  # noqa: F811
+    options = ["--voc-root", voc, "--out", tmp_path, "--negatives", "background", *OPTIONS]
+    reproduce_with(monkeypatch, *options, "--seeds", 0, 1, "--table", 1)
+    scripts = [script for script, _ in launched]
+    # what rows have in common is made once for each seed
+    assert {script: scripts.count(script) for script in set(scripts)} == {
+        "train_attention.py": 2,
+        "train_integral.py": 2,
+        "export_attention.py": 4,
+        "make_pseudo_labels.py": 4,
+        "train_segmentation.py": 4,
+        "evaluate.py": 4,
+    }
+    table = json.loads((tmp_path / "table1.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["OAA", "OAA+"]
+    assert [row["paper_val"] for row in table["rows"]] == [61.6, 63.1]
+    assert table["stages"]["attention"]["recipe"]["iterations"] == 4
+    assert {"commit", "recipe", "data", "evaluation"} <= table.keys()
+    text = (tmp_path / "table1.md").read_text()
+    for row in table["rows"]:
+        for seed in ("0", "1"):
+            scores = row["seeds"][seed]
+            out = tmp_path / f"seed{seed}" / "val" / {"OAA": "max_100", "OAA+": "hybrid_100"}[row["row"]]
+            assert scores["val"] == json.loads((out / "scores.json").read_text())
+            assert scores["background_level"] == scores["cues"]["thresholds"][1]
+        values = [100 * row["seeds"][seed]["val"]["mean_iou"] for seed in ("0", "1")]
+        assert f"| {np.mean(values):.1f} | {np.std(values, ddof=1):.1f} | {values[0]:.1f} {values[1]:.1f} |" in text
+    assert text.strip() in capsys.readouterr().out
+
+    # what is done is skipped: a second table and the figures need only what they add
+    launched.clear()
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 3, "--figure", 1, 4, 5)
+    assert [script for script, _ in launched] == [
+        *["train_segmentation.py", "evaluate.py"] * 3,
+        *["export_attention.py", "train_integral.py", "export_attention.py"],  # CAM, MCE
+    ]
+    proportions = [o[o.index("--proportion") + 1] for script, o in launched if script == "train_segmentation.py"]
+    assert proportions == ["0.2", "0.5", "0.8"]
+    for number, (rows, columns) in {1: (2, 3), 4: (6, 4), 5: (2, 7)}.items():
+        with Image.open(tmp_path / f"figure{number}.jpg") as image:
+            pixels = np.asarray(image.convert("L"))
+        assert pixels.std() > 10
+        assert pixels.shape[1] / pixels.shape[0] == pytest.approx(1.9 * columns / (1.35 * rows), rel=0.02)
+    launched.clear()
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
+    assert launched == []
+
+
+def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
+    with pytest.raises(SystemExit, match="this same command goes on"):
+        reproduce.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
+    assert not (tmp_path / "run" / "done.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to make"),
+        (["--table", 2], "got saliency without --saliency"),
+        (["--table", 2, "--background", "power", "--saliency", "x"], "got power and --saliency"),
+    ],
+)
+def test_bad_options_are_told(voc, tmp_path, monkeypatch, capsys, options, message):  # noqa: F811
+    with pytest.raises(SystemExit):
+        reproduce_with(monkeypatch, "--voc-root", voc, "--out", tmp_path / "out", *options)
+    assert message in capsys.readouterr().err
+
+
+def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, monkeypatch):  # noqa: F811
+    from data import VOCFolder, write_label
+
+    data = VOCFolder(voc, "val")
+    wrong = {name: place / 10 for place, name in enumerate(data.names)}  # share of the rows that is painted over
+    for name, share in wrong.items():
+        label = data.mask(name).numpy()
+        label[: round(share * len(label))] = 3
+        write_label(tmp_path / f"{name}.png", label)
+    drawn = []
+    monkeypatch.setattr(figures, "draw", lambda titles, notes, rows, out: drawn.append((titles, notes)))
+    figures.segmentations(data, {"OAA+": tmp_path}, tmp_path / "f.jpg", examples=2, failures=1)
+    ((titles, notes),) = drawn
+    assert titles == ["image", "OAA+", "truth"]
+    shares = [float(note.rstrip("%")) for note in notes]
+    assert shares[0] == 100
+    assert shares == sorted(shares, reverse=True)
+    assert len(shares) == 3
