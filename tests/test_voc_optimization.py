@@ -182,7 +182,7 @@ SCHEDULES = {
     ("caffe", "segmentation"): (16_000, poly(1e-3, 16_000)),
     ("small", "attention"): (400, dropped(3e-4, 320)),
     ("small", "integral"): (200, dropped(3e-4, 160)),
-    ("small", "segmentation"): (320, poly(3e-4, 320)),
+    ("small", "segmentation"): (160, poly(3e-4, 160)),
 }
 MULTIPLIERS = {  # of backbone, head and score: weights, biases
     ("paper", "attention"): [1, 2, 1, 2],
