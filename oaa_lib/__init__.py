@@ -13,6 +13,7 @@ from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
 from oaa_lib.views import View
 from oaa_lib.watching import Snapshots, Statistics
+from oaa_lib.wrapping import WrappedClassifier, wrap_classifier
 
 __version__ = "0.1.0"
 
@@ -33,10 +34,12 @@ __all__ = [
     "Snapshots",
     "Statistics",
     "View",
+    "WrappedClassifier",
     "hybrid_loss",
     "multilabel_cross_entropy",
     "normalize_attention",
     "pseudo_label_from_cues",
     "score_gate",
     "topk_gate",
+    "wrap_classifier",
 ]
