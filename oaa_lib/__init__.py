@@ -6,8 +6,10 @@ classifier: attention from a class-aware convolution, cumulative attention maps,
 
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMHead, CAMOutput, normalize_attention
+from oaa_lib.drop import AttentionDrop, attention_drop
 from oaa_lib.fusion import ExponentialMovingAverage, Fusion, HarmonicMix, MaxFusion, MeanFusion, NoisyOr
 from oaa_lib.gating import Gate, score_gate, topk_gate
+from oaa_lib.inference import multi_scale_attention
 from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
 from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
@@ -19,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionAccumulator",
+    "AttentionDrop",
     "CAMHead",
     "CAMOutput",
     "ConfusionMatrix",
@@ -35,7 +38,9 @@ __all__ = [
     "Statistics",
     "View",
     "WrappedClassifier",
+    "attention_drop",
     "hybrid_loss",
+    "multi_scale_attention",
     "multilabel_cross_entropy",
     "normalize_attention",
     "pseudo_label_from_cues",

@@ -1,0 +1,79 @@
+"""Attention of a trained model from several views of each image."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oaa_lib.cam import normalize_attention
+
+
+@torch.no_grad()
+def multi_scale_attention(
+    model: Callable[[Tensor], Any],
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
+    flip: bool = True,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Attention averaged over scales and mirror images, all classes and the whole batch at once.
+
+    Each view's score maps are normalised (Eq. 2), mirrored back, brought to one size (bilinear,
+    ``align_corners=False``) and averaged: every view has the same weight. The model's mode is left
+    alone; call ``model.eval()`` before.
+
+    Args:
+        model: returns `CAMOutput`, or anything with ``.score_maps`` (B, C, h, w); see `wrap_classifier`.
+        images: (B, 3, H, W) floating point.
+        scales: factors of the images' sides, above 0; a side is rounded to whole pixels.
+        flip: whether each scale is shown mirrored too.
+        size: (h, w) of the result. None: that of the score maps at scale 1, or at the first scale without a 1.
+
+    Returns:
+        (B, C, h, w) in [0, 1], dtype and device of the score maps, without gradient. Take an image's own classes from
+        it; the maps of classes that are not shown mean nothing.
+
+    Raises:
+        TypeError: the model returns no score maps.
+        ValueError: images that are not (B, 3, H, W), or scales that are not above 0.
+
+    Example:
+        >>> import torch
+        >>> from oaa_lib import CAMHead
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=4, padding=1), CAMHead(8, 5))
+        >>> multi_scale_attention(model, torch.rand(2, 3, 32, 48)).shape
+        torch.Size([2, 5, 8, 12])
+
+    Source: the common practice of the field; the paper has one view (section 3.1, Eq. 2).
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"expected images (B, 3, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"expected scales above 0, got {tuple(scales)}")
+    ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it tells the size
+    total = None
+    for scale in ordered:
+        sides = [max(round(side * scale), 1) for side in images.shape[-2:]]
+        resized = images if scale == 1 else F.interpolate(images, sides, mode="bilinear", align_corners=False)
+        for mirrored in (False, True) if flip else (False,):
+            attention = normalize_attention(_score_maps(model(resized.flip(-1) if mirrored else resized)))
+            attention = attention.flip(-1) if mirrored else attention
+            size = size or (attention.shape[-2], attention.shape[-1])
+            if attention.shape[-2:] != size:
+                attention = F.interpolate(attention, size, mode="bilinear", align_corners=False)
+            total = attention if total is None else total + attention
+    assert total is not None
+    return total / (len(ordered) * (2 if flip else 1))
+
+
+def _score_maps(output: Any) -> Tensor:
+    score_maps = getattr(output, "score_maps", None)
+    if not isinstance(score_maps, Tensor) or score_maps.ndim != 4:
+        raise TypeError(
+            f"expected a model that returns score maps (B, C, h, w), got {type(output).__name__}; use "
+            "wrap_classifier(model)"
+        )
+    return score_maps
