@@ -1,27 +1,82 @@
 """Stage 5: segment images with a trained network, and score them (mean IoU of global counts, as VOC does).
 
 Writes palette label images NAME.png to --out, in the form that VOC's server takes (put them in a folder
-results/VOC2012/Segmentation/comp6_test_cls); images that are there already are passed over. Without masks (VOC's test
-split) it only writes. Class probabilities are averaged over --test-scales, mirror images with --test-flip, and windows
-of --window pixels. There is no CRF yet.
+results/VOC2012/Segmentation/comp6_test_cls); images that are there already are passed over, so it can be stopped and
+started again. Without masks (VOC's test split) it only writes. Class probabilities are averaged over --test-scales,
+mirror images with --test-flip, and windows of --window pixels; then a dense CRF draws them to the edges of the
+photograph (--crf-iterations; 0: none), on all cores beside the network. On several GPUs start one process each, with
+--part 0/4, 1/4, ...; the same command without --part scores what they have written.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from data import VOCFolder, network_size, read_label, to_tensor, write_label
+from crf import dense_crf, pydensecrf
+from data import VOCFolder, beside, network_size, read_label, spread, to_tensor, write_label
 from deeplab import SegmentationNetwork, build_segmentation_network
 from PIL import Image
 from recipes import Evaluation, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, finished, read_json, write_text
+from training import Stop, add_data_arguments, add_part_argument, finished, read_json, stop_signal, write_text
 
 from oaa_lib import ConfusionMatrix
+
+
+class Segmented(NamedTuple):
+    """What the network says of an image.
+
+    Attributes:
+        name: of the image.
+        photograph: (H, W, 3) uint8 RGB.
+        probabilities: (C + 1, H, W) float32.
+    """
+
+    name: str
+    photograph: np.ndarray
+    probabilities: np.ndarray
+
+
+def segment(
+    network: SegmentationNetwork, folder: VOCFolder, names: list[str], settings: Evaluation, stop: Stop
+) -> Iterator[Segmented]:
+    """One image after the other, until it is asked to stop."""
+    for name in names:
+        if stop:
+            return
+        photograph = folder.photograph(name)
+        shown = probabilities(network, photograph, settings).cpu().numpy()
+        yield Segmented(name, np.asarray(photograph), shown)
+
+
+def write_segmentation(image: Segmented, *, out: Path, settings: Evaluation) -> None:
+    """The label image of the most probable classes, after the CRF if there is one."""
+    try:
+        shown = image.probabilities
+        if settings.crf_iterations:
+            shown = dense_crf(
+                shown,
+                image.photograph,
+                iterations=settings.crf_iterations,
+                gaussian=settings.crf_gaussian,
+                bilateral=settings.crf_bilateral,
+            )
+        write_label(out / f"{image.name}.png", shown.argmax(0).astype(np.uint8))
+    except Exception as error:
+        raise SystemExit(f"{image.name}: no label image could be made ({type(error).__name__}: {error})") from error
+
+
+def count(name: str, *, folder: VOCFolder, out: Path) -> np.ndarray:
+    """(C + 1, C + 1) int64 pixels of one image by truth and label."""
+    matrix = ConfusionMatrix(len(folder.classes) + 1)
+    return matrix.update(read_label(out / f"{name}.png"), folder.mask(name)).counts.numpy()
 
 
 @torch.no_grad()
@@ -74,11 +129,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of train_segmentation.py")
     parser.add_argument("--split", default="val", help="list of the images (default: val)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the label images and scores.json")
+    add_part_argument(parser)
     add_options(parser, "evaluation")
     arguments = parser.parse_args()
     run, state = finished(arguments.run)
     backbone, classes = run["arguments"]["backbone"], run["data"]["classes"]
     settings = resolve(arguments, "evaluation", backbone)
+    if settings.crf_iterations:
+        pydensecrf()  # before the network is run in vain
     folder = VOCFolder(arguments.voc_root, arguments.split, labelled=False)
     if folder.classes != classes:
         raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
@@ -91,27 +149,38 @@ def main() -> None:
     if record.exists() and read_json(record) != kept:
         raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
     write_text(record, json.dumps(kept, indent=1))
-    matrix, unmasked = ConfusionMatrix(len(classes) + 1), 0
-    for name in tqdm(folder.names, desc=arguments.split):
-        path = arguments.out / f"{name}.png"
-        if not path.exists():
-            best = probabilities(network, folder.photograph(name), settings).argmax(0)
-            write_label(path, best.cpu().numpy().astype(np.uint8))
-        if folder.has_mask(name):
-            matrix.update(read_label(path), folder.mask(name))
-        else:
-            unmasked += 1
-    if unmasked:
-        print(f"{unmasked} of {len(folder)} images have no mask and are not scored")
-    if unmasked < len(folder):
-        ious = dict(zip(["background", *classes], matrix.iou().tolist(), strict=True))
-        result = {"split": arguments.split, "images": len(folder) - unmasked, "mean_iou": matrix.mean_iou()}
-        write_text(arguments.out / "scores.json", json.dumps(result | {"class_iou": ious}, indent=1))
-        for name, iou in ious.items():
-            print(f"{name:16} {100 * iou:6.2f}")
-        print(f"done: mean IoU {100 * matrix.mean_iou():.2f} on {len(folder) - unmasked} images of {arguments.split}")
-    else:
-        print(f"done: {len(folder)} label images -> {arguments.out}")
+    part, parts = arguments.part
+    names = folder.names[part::parts]
+    todo = [name for name in names if not (arguments.out / f"{name}.png").exists()]
+    write = partial(write_segmentation, out=arguments.out, settings=settings)
+    bar = tqdm(desc=arguments.split, initial=len(names) - len(todo), total=len(names))
+    with stop_signal(True) as stop, bar:
+        images = segment(network, folder, todo, settings, stop)
+        for _ in beside(write, images) if settings.crf_iterations else map(write, images):
+            bar.update()
+        if stop:
+            raise SystemExit(f"stopped after {bar.n} of {len(names)} images; the same command goes on from there")
+    if parts > 1:
+        print(
+            f"done: {len(names)} label images of part {part}/{parts} -> {arguments.out}; when all parts are done, the "
+            "same command without --part scores them"
+        )
+        return
+    masked = [name for name in names if folder.has_mask(name)]
+    if len(masked) < len(names):
+        print(f"{len(names) - len(masked)} of {len(names)} images have no mask and are not scored")
+    if not masked:
+        print(f"done: {len(names)} label images -> {arguments.out}")
+        return
+    matrix = ConfusionMatrix(len(classes) + 1)
+    for counts in spread(partial(count, folder=folder, out=arguments.out), masked, "scores"):
+        matrix.counts += torch.from_numpy(counts)
+    ious = dict(zip(["background", *classes], matrix.iou().tolist(), strict=True))
+    result = {"split": arguments.split, "images": len(masked), "mean_iou": matrix.mean_iou()}
+    write_text(arguments.out / "scores.json", json.dumps(result | {"class_iou": ious}, indent=1))
+    for name, iou in ious.items():
+        print(f"{name:16} {100 * iou:6.2f}")
+    print(f"done: mean IoU {100 * matrix.mean_iou():.2f} on {len(masked)} images of {arguments.split}")
 
 
 if __name__ == "__main__":

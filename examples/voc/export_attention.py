@@ -19,7 +19,7 @@ from recipes import add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, finished, write_text
+from training import add_data_arguments, add_part_argument, finished, write_text
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
     parser.add_argument("--source", choices=("cam", "cam_flip", "max", "mean", "integral"), required=True)
     parser.add_argument("--split", help="list of the images (default: the one that the run was trained on)")
-    parser.add_argument("--part", default="0/1", help="I/N: this process's share of the images (default: 0/1)")
     parser.add_argument("--out", type=Path, required=True)
+    add_part_argument(parser)
     add_options(parser, "labels")
     arguments = parser.parse_args()
     settings, state = finished(arguments.run)
@@ -41,11 +41,8 @@ def main() -> None:
     folder = VOCFolder(arguments.voc_root, split)
     if folder.classes != settings["data"]["classes"]:
         raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
-    try:
-        part, parts = (int(number) for number in arguments.part.split("/"))
-        names = folder.names[part::parts]
-    except ValueError:
-        parser.error(f"--part: expected I/N, such as 0/4, got {arguments.part}")
+    part, parts = arguments.part
+    names = folder.names[part::parts]
     network = build_network(settings["arguments"]["backbone"], len(folder.classes), weights="none")
     network.load_state_dict(state["network"])
     network.to(arguments.device).eval()

@@ -98,9 +98,9 @@ class Evaluation:
     test_flip: bool
     window: int  # side of the sliding window in pixels; 0: the whole image at once
     overlap: float  # share of a window that the next one covers again
-    crf_iterations: int
-    crf_gaussian: tuple[float, float]  # sxy, compat
-    crf_bilateral: tuple[float, float, float]  # sxy, srgb, compat
+    crf_iterations: int  # of the dense CRF; 0: none
+    crf_gaussian: tuple[float, float]  # width in pixels (sxy), weight (compat)
+    crf_bilateral: tuple[float, float, float]  # width in pixels (sxy), in grey levels (srgb), weight (compat)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ CAFFE = dataclasses.replace(
     evaluation=dataclasses.replace(
         PAPER.evaluation,
         crf_iterations=1,  # [caffe]
-        crf_gaussian=(3, 3),  # [caffe]
+        crf_gaussian=(3, 1),  # [caffe]
         crf_bilateral=(67, 4, 3),  # [caffe]
     ),
 )
@@ -294,7 +294,10 @@ SMALL = Recipe(
         score_lr=(1, 1),  # [here]
         crop=209,  # [here]
     ),
-    evaluation=PAPER.evaluation,
+    evaluation=dataclasses.replace(
+        PAPER.evaluation,
+        crf_iterations=0,  # [here] a rehearsal: the network is scored as it is
+    ),
 )
 
 RECIPES = {"paper": PAPER, "release": RELEASE, "caffe": CAFFE, "small": SMALL}
@@ -384,6 +387,10 @@ def replace_checked(settings: Any, changes: dict[str, Any]) -> Any:
             raise SystemExit(f"{option}: expected factors above 0, got {_show(value)}")
         if name == "overlap" and not 0 <= value < 1:
             raise SystemExit(f"{option}: expected a share in [0, 1), got {value}")
+        if name == "crf_iterations" and value < 0:
+            raise SystemExit(f"{option}: expected at least 0, got {value}")
+        if name in ("crf_gaussian", "crf_bilateral") and not (min(value[:-1]) > 0 and value[-1] >= 0):
+            raise SystemExit(f"{option}: expected widths above 0 and, last, a weight of at least 0, got {_show(value)}")
     return settings
 
 

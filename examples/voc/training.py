@@ -49,6 +49,20 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that load images (default: 2)")
 
 
+def add_part_argument(parser: argparse.ArgumentParser) -> None:
+    """``--part I/N`` of the stages that several processes can share without knowing of each other."""
+
+    def part(text: str) -> tuple[int, int]:
+        number, _, parts = text.partition("/")
+        if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+            raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, such as 0/4, got {text}")
+        return int(number), int(parts)
+
+    parser.add_argument(
+        "--part", type=part, default="0/1", help="I/N: this process's share of the images (default: 0/1)"
+    )
+
+
 def training_split(arguments: argparse.Namespace) -> str:
     """The list of the 10,582 images where ``prepare.py`` has written one, else VOC's own training list."""
     lists = arguments.voc_root / "ImageSets" / "Segmentation"
@@ -305,8 +319,8 @@ def source_commit() -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    """A small file that appears whole or not at all, also where several processes write it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
 
