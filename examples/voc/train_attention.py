@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 import torch
-from data import AttentionImages, VOCFolder, make_loader
+from data import AttentionImages, Part, VOCFolder
 from networks import build_network
 from optimization import make_optimizer, set_rate
-from recipes import add_options, resolve
+from recipes import Attention, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from training import Process, Run, Stopwatch, add_arguments, autocast, gradients_of_last, join, state_of, training_split
@@ -80,45 +80,13 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         kept = {"network": state_of(network), "optimizer": optimizer.state_dict(), "snapshots": snapshots.state_dict()}
         return kept | {fusion: accumulator.state_dict() for fusion, accumulator in accumulators.items()}
 
-    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
-    loader = make_loader(
-        images,
-        settings.batch_size,
-        first,
-        settings.iterations,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        rank=process.rank,
-        world=process.world,
-    )
     last_pass = settings.iterations - math.ceil(len(folder) / settings.batch_size)
     accumulating = Stopwatch()
     log = Log(oaa, accumulating)
-    for step, batch in run.steps(first, loader, state):
-        set_rate(optimizer, settings, step)
+    for step, batch in run.steps(first, images, state):
         fill = settings.fill_empty == "last-epoch" and step >= last_pass
-        loss = torch.zeros((), device=process.device)
-        for part in batch:  # the images of one shape
-            labels = part.targets.to(process.device, non_blocking=True)
-            with autocast(process, arguments.amp):
-                out = network(part.images.to(process.device, non_blocking=True))  # Eq. 1
-            part_loss = F.binary_cross_entropy_with_logits(out.logits.float(), labels) * (len(labels) * share)
-            with gradients_of_last(network, part is batch[-1]):
-                part_loss.backward()
-            loss += part_loss.detach()
-            if step >= settings.warm_up:
-                for fusion, accumulator in accumulators.items():
-                    with accumulating if fusion == "max" else Stopwatch():
-                        accumulator.update(  # Eq. 2, and Eq. 4 with Eq. 5 or 10
-                            part.names,
-                            out.score_maps.detach(),
-                            out.logits.detach(),
-                            part.views,
-                            normalization=settings.normalization,
-                            fill_empty=fill,
-                        )
-        optimizer.step()
-        optimizer.zero_grad()
+        options = {"amp": arguments.amp, "fill": fill, "accumulating": accumulating}
+        loss = train_step(step, batch, network, optimizer, accumulators, settings, process, **options)
         snapshots.take(step + 1)
         run.log(loss=loss, attention=log)
 
@@ -134,6 +102,62 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
             f"{int(total.never_accumulated.sum())} never accumulated, "
             f"{oaa.accepted / max(oaa.offered, 1):.0%} of the maps passed the gate -> {run.path}"
         )
+
+
+def train_step(
+    step: int,
+    batch: list[Part],
+    network: Any,
+    optimizer: torch.optim.Optimizer,
+    accumulators: dict[str, AttentionAccumulator],
+    settings: Attention,
+    process: Process,
+    *,
+    amp: bool,
+    fill: bool,
+    accumulating: Stopwatch,
+) -> Tensor:
+    """Learn from a batch and accumulate its attention on the way; returns the loss.
+
+    Nothing waits for the device, but the accumulators' maps where they live on the host.
+
+    Args:
+        step: of the optimiser, from 0.
+        batch: this process's share.
+        network: in training mode.
+        optimizer: of `make_optimizer`.
+        accumulators: by the name of their fusion.
+        settings: of the recipe.
+        process: this one.
+        amp: whether the forward pass is in bfloat16.
+        fill: whether pairs that hold nothing accept what the gate refuses.
+        accumulating: adds up the time of ``accumulators["max"]``.
+    """
+    set_rate(optimizer, settings, step)
+    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
+    loss = torch.zeros((), device=process.device)
+    for part in batch:  # the images of one shape
+        labels = part.targets.to(process.device, non_blocking=True)
+        with autocast(process, amp):
+            out = network(part.images.to(process.device, non_blocking=True))  # Eq. 1
+        part_loss = F.binary_cross_entropy_with_logits(out.logits.float(), labels) * (len(labels) * share)
+        with gradients_of_last(network, part is batch[-1]):
+            part_loss.backward()
+        loss += part_loss.detach()
+        if step >= settings.warm_up:
+            for fusion, accumulator in accumulators.items():
+                with accumulating if fusion == "max" else Stopwatch():
+                    accumulator.update(  # Eq. 2, and Eq. 4 with Eq. 5 or 10
+                        part.names,
+                        out.score_maps.detach(),
+                        out.logits.detach(),
+                        part.views,
+                        normalization=settings.normalization,
+                        fill_empty=fill,
+                    )
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
 
 
 class Log:

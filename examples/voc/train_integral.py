@@ -6,12 +6,14 @@ checkpoint. With several GPUs: torchrun --nproc-per-node 4 examples/voc/train_in
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from data import AttentionImages, VOCFolder, make_loader
+from data import AttentionImages, Part, VOCFolder
 from networks import build_network
 from optimization import make_optimizer, set_rate
-from recipes import add_options, resolve
+from recipes import Integral, add_options, resolve
+from torch import Tensor
 from training import Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
 
 from oaa_lib import AttentionAccumulator, hybrid_loss, multilabel_cross_entropy
@@ -58,45 +60,68 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         optimizer.load_state_dict(saved["optimizer"])
     network = process.wrap(network).train()
 
-    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
-    loader = make_loader(
-        images,
-        settings.batch_size,
-        first,
-        settings.iterations,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        rank=process.rank,
-        world=process.world,
-    )
-    for step, batch in run.steps(
-        first, loader, lambda: {"network": state_of(network), "optimizer": optimizer.state_dict()}
-    ):
-        set_rate(optimizer, settings, step)
-        loss = torch.zeros((), device=process.device)
-        constrained = []
-        for part in batch:  # the images of one shape
-            with autocast(process, arguments.amp):
-                score_maps = network(part.images.to(process.device, non_blocking=True)).score_maps
-            soft_labels = accumulator.soft_labels(part.names, part.views, size=tuple(score_maps.shape[-2:]))
-            targets = soft_labels.to(process.device, non_blocking=True)
-            if settings.loss == "hybrid":  # Eq. 9
-                part_loss = hybrid_loss(
-                    score_maps, targets, normalization=settings.loss_normalization, threshold=settings.threshold
-                )
-            else:  # Eq. 6
-                part_loss = multilabel_cross_entropy(score_maps, targets, threshold=settings.threshold)
-            part_loss = part_loss * (len(targets) * share)
-            with gradients_of_last(network, part is batch[-1]):
-                part_loss.backward()
-            loss += part_loss.detach()
-            constrained.append((soft_labels <= settings.threshold).float().mean((2, 3))[part.targets.bool()])
-        optimizer.step()
-        optimizer.zero_grad()
-        shown = torch.cat(constrained)  # one for each class that is shown; a batch of negatives has none
-        run.log(loss=loss, **({"share_constrained": shown.mean()} if len(shown) else {}))
+    def state() -> dict[str, Any]:
+        return {"network": state_of(network), "optimizer": optimizer.state_dict()}
+
+    for step, batch in run.steps(first, images, state):
+        loss, constrained = train_step(
+            step, batch, network, optimizer, accumulator, settings, process, amp=arguments.amp
+        )
+        shown = torch.cat([share[part.targets.bool()] for part, share in zip(batch, constrained, strict=True)])
+        run.log(loss=loss, **({"share_constrained": shown.mean()} if len(shown) else {}))  # negatives show no class
     if process.is_first:
         print(f"done: {settings.iterations} iterations of the {settings.loss} loss -> {run.path}")
+
+
+def train_step(
+    step: int,
+    batch: list[Part],
+    network: Any,
+    optimizer: torch.optim.Optimizer,
+    accumulator: AttentionAccumulator,
+    settings: Integral,
+    process: Process,
+    *,
+    amp: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Learn from the cumulative attention of a batch, without waiting for the device.
+
+    Args:
+        step: of the optimiser, from 0.
+        batch: this process's share.
+        network: in training mode.
+        optimizer: of `make_optimizer`.
+        accumulator: of stage 1.
+        settings: of the recipe.
+        process: this one.
+        amp: whether the forward pass is in bfloat16.
+
+    Returns:
+        The loss, and for each part (B, C) which share of the pixels the constraint loss holds down (N- of Eq. 8).
+    """
+    set_rate(optimizer, settings, step)
+    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
+    loss = torch.zeros((), device=process.device)
+    constrained = []
+    for part in batch:  # the images of one shape
+        with autocast(process, amp):
+            score_maps = network(part.images.to(process.device, non_blocking=True)).score_maps
+        soft_labels = accumulator.soft_labels(part.names, part.views, size=tuple(score_maps.shape[-2:]))
+        targets = soft_labels.to(process.device, non_blocking=True)
+        if settings.loss == "hybrid":  # Eq. 9
+            part_loss = hybrid_loss(
+                score_maps, targets, normalization=settings.loss_normalization, threshold=settings.threshold
+            )
+        else:  # Eq. 6
+            part_loss = multilabel_cross_entropy(score_maps, targets, threshold=settings.threshold)
+        part_loss = part_loss * (len(targets) * share)
+        with gradients_of_last(network, part is batch[-1]):
+            part_loss.backward()
+        loss += part_loss.detach()
+        constrained.append((soft_labels <= settings.threshold).float().mean((2, 3)))
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, constrained
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import Sample, VOCFolder, make_loader, read_label, to_tensor
+from data import Part, Sample, VOCFolder, read_label, to_tensor
 from deeplab import SegmentationNetwork, build_segmentation_network
 from optimization import make_optimizer, set_rate
 from PIL import Image
@@ -127,31 +127,50 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         optimizer.load_state_dict(saved["optimizer"])
     network: Any = process.wrap(network).train()
 
-    loader = make_loader(
-        images,
-        settings.batch_size,
-        first,
-        settings.iterations,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        rank=process.rank,
-        world=process.world,
-    )
-    for step, (part,) in run.steps(
-        first, loader, lambda: {"network": state_of(network), "optimizer": optimizer.state_dict()}
-    ):
-        set_rate(optimizer, settings, step)
-        labels = part.targets.to(process.device, non_blocking=True)
-        with autocast(process, arguments.amp):
-            scores = network(part.images.to(process.device, non_blocking=True))
-        loss = segmentation_loss(scores, labels, align_corners=geometry.centred)
-        loss = loss * (len(labels) * process.world / settings.batch_size)  # gradients are averaged over processes
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        run.log(loss=loss.detach(), share_ignored=(part.targets == IGNORE).float().mean())
+    def state() -> dict[str, Any]:
+        return {"network": state_of(network), "optimizer": optimizer.state_dict()}
+
+    for step, (part,) in run.steps(first, images, state):
+        options = {"amp": arguments.amp, "align_corners": geometry.centred}
+        loss = train_step(step, part, network, optimizer, settings, process, **options)
+        run.log(loss=loss, share_ignored=(part.targets == IGNORE).float().mean())
     if process.is_first:
         print(f"done: {settings.iterations} iterations on {len(folder)} images -> {run.path}")
+
+
+def train_step(
+    step: int,
+    part: Part,
+    network: Any,
+    optimizer: torch.optim.Optimizer,
+    settings: Segmentation,
+    process: Process,
+    *,
+    amp: bool,
+    align_corners: bool,
+) -> Tensor:
+    """Learn from a batch, without waiting for the device; returns the loss.
+
+    Args:
+        step: of the optimiser, from 0.
+        part: this process's share of the batch.
+        network: in training mode.
+        optimizer: of `make_optimizer`.
+        settings: of the recipe.
+        process: this one.
+        amp: whether the forward pass is in bfloat16.
+        align_corners: see `segmentation_loss`.
+    """
+    set_rate(optimizer, settings, step)
+    labels = part.targets.to(process.device, non_blocking=True)
+    with autocast(process, amp):
+        scores = network(part.images.to(process.device, non_blocking=True))
+    loss = segmentation_loss(scores, labels, align_corners=align_corners)
+    loss = loss * (len(labels) * process.world / settings.batch_size)  # gradients are averaged over processes
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import VOCFolder
+from data import Sample, VOCFolder, make_loader
 from networks import BACKBONES
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 
@@ -144,6 +145,7 @@ class Run:
     def __init__(self, arguments: argparse.Namespace, settings: Any, folder: VOCFolder, process: Process) -> None:
         self.path: Path = arguments.out
         self.process, self.iterations = process, settings.iterations
+        self.batch_size, self.workers = settings.batch_size, arguments.workers
         self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
         self.log_every = arguments.log_every or self.epoch_length
         self.checkpoint_every = arguments.checkpoint_every
@@ -190,16 +192,30 @@ class Run:
             self._shorten_log(state["step"])
         return state
 
-    def steps(self, first: int, loader: Any, state: Callable[[], dict[str, Any]]) -> Iterator[tuple[int, Any]]:
-        """(step, batch) until the last iteration, with a progress bar, and checkpoints of ``state()``.
+    def steps(
+        self, first: int, images: Dataset[Sample], state: Callable[[], dict[str, Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(step, batch of the images) until the last iteration, with a progress bar, and checkpoints of ``state()``.
 
-        Random numbers of a step (dropout) depend on the seed and the step alone. Ctrl-C, or the kill of a scheduler,
-        ends the step, writes a checkpoint and stops; with several processes the last checkpoint is what remains.
+        A batch is a list of `Part`, this process's share. Random numbers of a step (dropout) depend on the seed and the
+        step alone. Ctrl-C, or the kill of a scheduler, ends the step, writes a checkpoint and stops; with several
+        processes the last checkpoint is what remains.
         """
-        bar = tqdm(loader, self.path.name, self.iterations, initial=first, disable=not self.process.is_first)
-        with stop_signal(self.process.world == 1) as stop:
+        seed, process = self.settings["arguments"]["seed"], self.process
+        loader = make_loader(
+            images,
+            self.batch_size,
+            first,
+            self.iterations,
+            seed=seed,
+            workers=self.workers,
+            rank=process.rank,
+            world=process.world,
+        )
+        bar = tqdm(loader, self.path.name, self.iterations, initial=first, disable=not process.is_first)
+        with stop_signal(process.world == 1) as stop:
             for step, batch in enumerate(bar, first):
-                torch.manual_seed((self.settings["arguments"]["seed"] << 40) + (step << 8) + self.process.rank)
+                torch.manual_seed((seed << 40) + (step << 8) + process.rank)
                 yield step, batch
                 done = step + 1
                 if self._values and (done % self.log_every == 0 or done == self.iterations):

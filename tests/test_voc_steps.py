@@ -1,0 +1,291 @@
+"""One training step of each stage as the scripts run it, on fake CUDA tensors of the paper's size (see test_fake_cuda).
+
+Autograd's engine asks for a real device, so backward passes are walked by hand here: each node of the graph runs its
+own derivative on fake tensors.
+"""
+
+import contextlib
+from types import SimpleNamespace
+
+import export_attention
+import numpy as np
+import pytest
+import recipes
+import torch
+import train_attention
+import train_integral
+import train_segmentation
+from data import Part, network_size
+from deeplab import build_segmentation_network
+from evaluate import probabilities
+from networks import Network, build_network
+from optimization import make_optimizer, rate
+from PIL import Image
+from test_fake_cuda import Transfers, cuda_bfloat16_autocast
+from test_voc_networks import training_memory
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from training import Process, Stopwatch
+
+from oaa_lib import AttentionAccumulator, View
+
+IMAGES, PAIRS, CLASSES = 10_582, 15_555, 20  # of VOC 2012 + SBD
+SIZES = [(375, 500), (375, 500), (500, 375), (333, 500), (500, 334)]  # of photographs, a batch of the paper's 5
+PROCESS = Process(torch.device("cuda"), 0, 1)
+
+
+def walk_back(loss: Tensor) -> None:
+    """``loss.backward()`` without autograd's engine: nodes are run by hand, each after all that lead to it."""
+    order, seen, stack = [], set(), [(loss.grad_fn, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(following, False) for following, _ in node.next_functions if following is not None]
+    arrived = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    with torch.no_grad():
+        for node in reversed(order):
+            gradients = arrived.pop(node)
+            if hasattr(node, "variable"):  # a leaf
+                before = node.variable.grad
+                node.variable.grad = gradients[0] if before is None else before + gradients[0]
+                continue
+            derivative = node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+            results = derivative(*(gradients.get(place) for place in range(max(gradients) + 1)))
+            results = results if isinstance(results, tuple) else (results,)
+            # a function of Python's own has further arguments behind its tensors, with None as their gradients
+            for (following, place), result in zip(node.next_functions, results, strict=False):
+                if following is not None and result is not None:
+                    places = arrived.setdefault(following, {})
+                    places[place] = places[place] + result if place in places else result
+
+
+def test_a_backward_pass_walked_by_hand_gives_the_gradients_of_autograd():
+    torch.manual_seed(0)
+    network = build_network("efficientnet_lite0", 3, weights="none")
+    out = network(torch.rand(2, 3, 49, 49))
+    loss = out.logits.square().sum() + train_integral.hybrid_loss(out.score_maps, torch.rand(2, 3, 4, 4))
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+    walk_back(loss)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Backward passes and autocast do without one."""
+    monkeypatch.setattr(Tensor, "backward", walk_back)
+    for script in (train_attention, train_integral, train_segmentation):
+        monkeypatch.setattr(
+            script, "autocast", lambda _, on: cuda_bfloat16_autocast() if on else contextlib.nullcontext()
+        )
+
+
+precisions = pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+backbones = pytest.mark.parametrize("backbone", ["vgg16", "resnet101"])
+
+
+def on_the_gpu(network: Network) -> Network:
+    """`Process.wrap`, which cannot turn fake parameters."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def photographs(network: Network, short_side: int) -> tuple[list[tuple[int, int]], list[Part]]:
+    """The networks' sizes of a batch, and its parts; mirrored and not, the fifth image shows nothing."""
+    sizes = [network_size(size, short_side, network.geometry) for size in SIZES]
+    parts = []
+    for size in dict.fromkeys(sizes):
+        rows = [row for row in range(5) if sizes[row] == size]
+        views = [View(flip=row % 2 == 1) for row in rows]
+        images = torch.empty(len(rows), 3, *size)
+        parts.append(Part([f"2007_{row:06}" for row in rows], views, images, torch.empty(len(rows), CLASSES)))
+    return sizes, parts
+
+
+def accumulators(network: Network, sizes: list[tuple[int, int]], settings: recipes.Attention, device: str):
+    """Those of stage 1 for a data set as large as VOC's."""
+    labels = np.zeros((IMAGES, CLASSES), dtype=np.float32)
+    labels[np.arange(IMAGES), np.arange(IMAGES) % CLASSES] = 1
+    labels[np.arange(PAIRS - IMAGES), np.arange(PAIRS - IMAGES) % CLASSES - 1] = 1
+    labels[4] = 0
+    map_sizes = [[network.geometry.cells(side) for side in sizes[row % 5]] for row in range(IMAGES)]
+    return {
+        fusion: AttentionAccumulator(
+            labels,
+            map_sizes,
+            fusion=fusion,
+            gate=settings.gate,
+            keys=[f"2007_{row:06}" for row in range(IMAGES)],
+            keep_latest=fusion == "max",
+            device=device,
+        )
+        for fusion in ("max", "mean")
+    }
+
+
+def check_step(network: Network, settings, step, told, record_property) -> int:
+    """Run a step, under whose end everything is on the GPU, and print its memory; returns the transfers to the host.
+
+    Args:
+        network: fake, on the GPU.
+        settings: of the stage.
+        step: takes the optimiser, returns the loss.
+        told: what is printed beside the memory.
+        record_property: of pytest.
+    """
+    optimizer = make_optimizer(network, settings)
+    before = [parameter._version for parameter in network.parameters() if parameter.requires_grad]
+    losses = []
+
+    def loss_of(_: Network) -> Tensor:
+        losses.append(step(optimizer))
+        return losses[-1]
+
+    with Transfers() as transfers:
+        memory = training_memory(network, loss_of, settings)  # of all parts together: more than is held at once
+    assert [(loss.device.type, loss.dtype, loss.shape) for loss in losses] == [("cuda", torch.float32, ())]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(now._version > version for now, version in zip(trained, before, strict=True))
+    assert len(optimizer.state) == len(trained)
+    assert {value.device.type for state in optimizer.state.values() for value in state.values()} == {"cuda"}
+    assert [group["lr"] for group in optimizer.param_groups] == [
+        rate(settings, 0) * group["multiplier"] for group in optimizer.param_groups
+    ]
+    gib = {name: f"{count / 2**30:.2f}" for name, count in memory.items()}
+    record_property("memory in GiB", gib)
+    print(*told, gib)
+    assert sum(memory.values()) < 16 * 2**30
+    return transfers.count
+
+
+def fake_network(build, backbone: str, classes: int) -> Network:
+    with torch.device("cuda"):
+        return on_the_gpu(build(backbone, classes, weights="none"))
+
+
+@precisions
+@pytest.mark.parametrize(("backbone", "maps"), [("vgg16", "cpu"), ("vgg16", "cuda"), ("resnet101", "cpu")])
+def test_stage_1(without_gpu, backbone, maps, amp, record_property):
+    settings = recipes.for_backbone(recipes.PAPER, backbone).attention
+    with FakeTensorMode():
+        network = fake_network(build_network, backbone, CLASSES).train()
+        sizes, batch = photographs(network, settings.short_side)
+        kept = accumulators(network, sizes, settings, maps)
+
+        def step(optimizer):
+            options = {"amp": amp, "fill": False, "accumulating": Stopwatch()}
+            return train_attention.train_step(0, batch, network, optimizer, kept, settings, PROCESS, **options)
+
+        values = [value for accumulator in kept.values() for value in accumulator.state_dict().values()]
+        size = sum(value.nbytes for value in values if isinstance(value, Tensor)) / 2**30
+        told = ("attention", backbone, "bfloat16" if amp else "float32", f"maps on {maps} {size:.2f} GiB")
+        transfers = check_step(network, settings, step, told, record_property)
+    # maps on the host, as the script has them: each fusion takes three tensors of each of the three parts with labels
+    assert transfers == (0 if maps == "cuda" else 2 * 3 * 3)
+    assert kept["max"].offered == kept["mean"].offered == 8  # pairs of the four images that show something
+
+
+@precisions
+@pytest.mark.parametrize(("backbone", "loss"), [("vgg16", "hybrid"), ("vgg16", "mce"), ("resnet101", "hybrid")])
+def test_stage_2(without_gpu, backbone, loss, amp, record_property):
+    settings = recipes.replace_checked(recipes.for_backbone(recipes.PAPER, backbone).integral, {"loss": loss})
+    with FakeTensorMode():
+        network = fake_network(build_network, backbone, CLASSES).train()
+        sizes, batch = photographs(network, settings.short_side)
+        attention = recipes.PAPER.attention
+        kept = accumulators(network, sizes, attention, "cpu")["max"]
+
+        def step(optimizer):
+            loss, constrained = train_integral.train_step(
+                0, batch, network, optimizer, kept, settings, PROCESS, amp=amp
+            )
+            assert [(share.device.type, share.shape) for share in constrained] == [
+                ("cpu", part.targets.shape) for part in batch
+            ]
+            return loss
+
+        told = ("integral", loss, backbone, "bfloat16" if amp else "float32")
+        assert check_step(network, settings, step, told, record_property) == 0
+
+
+@precisions
+@backbones
+def test_stage_4(without_gpu, backbone, amp, record_property):
+    settings = recipes.for_backbone(recipes.PAPER, backbone).segmentation
+    with FakeTensorMode():
+        network = fake_network(build_segmentation_network, backbone, CLASSES + 1).train()
+        crop, number = (settings.crop, settings.crop), settings.batch_size
+        labels = torch.empty(number, *crop, dtype=torch.long)
+        part = Part(["name"] * number, [View()] * number, torch.empty(number, 3, *crop), labels)
+
+        def step(optimizer):
+            options = {"amp": amp, "align_corners": network.geometry.centred}
+            return train_segmentation.train_step(0, part, network, optimizer, settings, PROCESS, **options)
+
+        told = ("segmentation", backbone, "bfloat16" if amp else "float32")
+        assert check_step(network, settings, step, told, record_property) == 0
+
+
+class Waits(nn.Module):
+    """A network that looks at what it computes."""
+
+    def __init__(self, network: Network, look) -> None:
+        super().__init__()
+        self.network, self.look = network, look
+
+    def forward(self, images: Tensor):
+        out = self.network(images)
+        self.look(out.logits)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("look", "error"),
+    [
+        (lambda logits: logits.sum().item(), DataDependentOutputException),
+        (lambda logits: logits.nonzero(), DynamicOutputShapeException),
+        (lambda logits: logits + torch.empty(CLASSES), RuntimeError),
+    ],
+    ids=["item", "nonzero", "two devices"],
+)
+def test_a_step_that_waited_or_mixed_devices_would_be_seen(without_gpu, look, error):
+    settings = recipes.PAPER.attention
+    with FakeTensorMode():
+        network = fake_network(build_network, "vgg16", CLASSES)
+        optimizer = make_optimizer(network, settings)
+        _, batch = photographs(network, settings.short_side)
+        options = {"amp": False, "fill": False, "accumulating": Stopwatch()}
+        with pytest.raises(error):
+            train_attention.train_step(0, batch, Waits(network, look), optimizer, {}, settings, PROCESS, **options)
+
+
+@backbones
+def test_attention_of_a_photograph_stays_on_the_gpu_until_it_is_written(backbone):
+    with FakeTensorMode(allow_non_fake_inputs=True), Transfers() as transfers:
+        network = fake_network(build_network, backbone, CLASSES).eval()
+        folder = SimpleNamespace(photograph=lambda _: Image.new("RGB", (500, 375)))
+        images = SimpleNamespace(folder=folder, sizes={"a": network_size((375, 500), 224, network.geometry)})
+        for scale, flip, class_ids, read_out in ((1.0, False, [3, 14], "relu"), (0.5, True, [], "sigmoid")):
+            attention = export_attention.one_view(network, images, "a", class_ids, scale, flip, read_out)
+            attention = export_attention.resize(attention, (375, 500), network)
+            assert (attention.device.type, attention.dtype) == ("cuda", torch.float32)
+            assert attention.shape == (len(class_ids), 375, 500)
+    assert transfers.count == 0
+
+
+@backbones
+def test_the_segmentation_of_a_photograph_stays_on_the_gpu_until_it_is_written(backbone):
+    settings = recipes.for_backbone(recipes.PAPER, backbone).evaluation  # ResNet-101 has windows
+    settings = recipes.replace_checked(settings, {"test_scales": (0.5, 1.25), "test_flip": backbone == "vgg16"})
+    with FakeTensorMode(allow_non_fake_inputs=True), Transfers() as transfers:
+        network = fake_network(build_segmentation_network, backbone, CLASSES + 1).eval()
+        scores = probabilities(network, Image.new("RGB", (500, 375)), settings)
+    assert (scores.device.type, scores.dtype, scores.shape) == ("cuda", torch.float32, (21, 375, 500))
+    assert transfers.count == 0
