@@ -1,8 +1,10 @@
 """Any data set in VOC layout: photographs, image-level labels, masks; and the endless stream of training batches."""
 
+import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +50,9 @@ class VOCFolder:
         if not (root / "JPEGImages").is_dir():
             raise SystemExit(f"{root} is not in VOC layout: expected a folder JPEGImages in it (--voc-root)")
         classes_file = root / "classes.txt"
-        self.classes = classes_file.read_text().split() if classes_file.exists() else list(VOC_CLASSES)
+        self.classes = " ".join(read_lines(classes_file)).split() if classes_file.exists() else list(VOC_CLASSES)
+        if not self.classes:
+            raise SystemExit(f"{classes_file} names no class; expected one a line")
         self._mask_folders = [f for f in ("SegmentationClass", "SegmentationClassAug") if (root / f).is_dir()]
         label_ids = self._read_labels() if labelled else {name: [] for name in self._read_list(f"{split}.txt")}
         if negatives is not None:
@@ -73,17 +77,21 @@ class VOCFolder:
 
     def photograph(self, name: str) -> Image.Image:
         """The decoded image, RGB."""
+        with self._readable(name), Image.open(self.image_path(name)) as image:
+            return image.convert("RGB")
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
         try:
-            with Image.open(self.image_path(name)) as image:
-                return image.convert("RGB")
-        except OSError as error:
+            yield
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for damaged files
             raise SystemExit(
                 f"{self.image_path(name)} cannot be read ({error}); replace it, or take it off the list"
             ) from error
 
     def size(self, name: str) -> tuple[int, int]:
         """(H, W) of the photograph."""
-        with Image.open(self.image_path(name)) as image:
+        with self._readable(name), Image.open(self.image_path(name)) as image:
             return image.height, image.width
 
     def mask(self, name: str) -> Tensor:
@@ -94,7 +102,12 @@ class VOCFolder:
                 f"there is no mask {name}.png in {self.root}/SegmentationClass; masks are needed for scoring, and for "
                 "labels without *_cls.txt"
             )
-        return read_label(path)
+        label = read_label(path)
+        if tuple(label.shape) != self.size(name):
+            raise SystemExit(f"{path}: expected the photograph's size {self.size(name)}, got {tuple(label.shape)}")
+        if ((label > len(self.classes)) & (label != 255)).any():
+            raise SystemExit(f"{path}: expected 0..{len(self.classes)} and 255 (ignored), got {int(label.max())}")
+        return label
 
     def has_mask(self, name: str) -> bool:
         """Whether the truth is there."""
@@ -115,12 +128,15 @@ class VOCFolder:
         path = self._list_path(filename)
         if not path.exists():
             raise SystemExit(f"{path} does not exist; expected one image name a line")
-        return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        return [line.split()[0] for line in read_lines(path)]
 
     def _read_labels(self) -> dict[str, list[int]]:
         path = self._list_path(f"{self.split}_cls.txt")
         if path.exists():
-            rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            rows = [line.split() for line in read_lines(path)]
+            wrong = [" ".join(row) for row in rows if not all(word.isdecimal() for word in row[1:])]
+            if wrong:
+                raise SystemExit(f"{path}: expected lines NAME ID [ID ...] with class ids from 0, got {wrong[0]!r}")
             labels = {row[0]: [int(c) for c in row[1:]] for row in rows}
         else:
             labels = {}
@@ -132,6 +148,14 @@ class VOCFolder:
         return {name: sorted(set(ids)) for name, ids in labels.items()}
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read as text ({error})") from error
+
+
 def read_label(path: Path) -> Tensor:
     """(H, W) int64 of an indexed or grey label image."""
     try:
@@ -139,7 +163,7 @@ def read_label(path: Path) -> Tensor:
             if image.mode not in ("P", "L"):
                 raise SystemExit(f"{path}: expected an indexed label image, got mode {image.mode}; see prepare.py")
             return torch.from_numpy(np.asarray(image).astype(np.int64))
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for damaged files
         raise SystemExit(f"{path} cannot be read ({error}); make it again") from error
 
 
@@ -161,9 +185,35 @@ def write_label(path: Path, label: np.ndarray) -> None:
 
 def write_image(path: Path, image: Image.Image) -> None:
     """A PNG that appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with appearing(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file that appears whole or not at all."""
+    with appearing(path) as partial:
+        partial.write_text(text)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of ``path`` once it is complete, and goes if it cannot be completed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write it
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(what: str, advice: str, *others: type[Exception]) -> Iterator[None]:
+    """End with a sentence where a file cannot be read or written, a full disk included, or at other errors."""
+    try:
+        yield
+    except (OSError, *others) as error:
+        reason = str(error).split("\n")[0]
+        raise SystemExit(f"{what}: {reason}; {advice}") from error
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -251,7 +301,7 @@ class AttentionImages(Dataset[Sample]):
         return self.folder.photograph(name).resize((width, height), Image.Resampling.BICUBIC)
 
 
-class Drawn(Dataset[Sample]):
+class Drawn(Dataset[Sample | SystemExit]):
     """The images of a stream by their position in it, with random numbers that depend on seed and position alone.
 
     So a training that is resumed at any step, with any number of workers or processes, sees what an uninterrupted one
@@ -262,14 +312,18 @@ class Drawn(Dataset[Sample]):
         self.images, self.seed = images, seed
         self._epoch, self._order = -1, [0]
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> Sample | SystemExit:
+        """The sample, or what is wrong with its files: a loader's process could not tell it by raising."""
         epoch, place = divmod(position, len(self.images))  # type: ignore[arg-type]
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self.images)))  # type: ignore[arg-type]
             random.Random(f"{self.seed}/{epoch}").shuffle(self._order)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((self.seed << 40) + position)
-            return self.images[self._order[place]]
+            try:
+                return self.images[self._order[place]]
+            except SystemExit as bad_file:
+                return bad_file
 
 
 class Positions(Sampler[list[int]]):
@@ -287,10 +341,12 @@ class Positions(Sampler[list[int]]):
         return self.last - self.first
 
 
-def parts_of_one_shape(samples: list[Sample]) -> list[Part]:
-    """A batch as few stacks: images are neither cropped nor padded to one shape."""
+def parts_of_one_shape(samples: list[Sample | SystemExit]) -> list[Part] | SystemExit:
+    """A batch as few stacks: images are neither cropped nor padded to one shape. Or what is wrong with a file."""
     by_shape: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
+        if isinstance(sample, SystemExit):
+            return sample
         by_shape.setdefault(tuple(sample.image.shape), []).append(sample)
     return [
         Part(list(names), list(views), torch.stack(images), torch.stack(targets))
@@ -309,7 +365,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Any]:
-    """The batches of steps ``first .. last - 1``, each a list of `Part`."""
+    """The batches of steps ``first .. last - 1``, each a list of `Part`, or a `SystemExit` to raise."""
     if batch_size < world:
         raise SystemExit(f"--batch-size {batch_size}: expected at least one image for each of {world} processes")
     positions = Positions(batch_size, first, last, rank=rank, world=world)

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from crf import dense_crf, pydensecrf
-from data import VOCFolder, beside, network_size, read_label, spread, to_tensor, write_label
+from data import VOCFolder, beside, explained, network_size, read_label, spread, to_tensor, write_label, write_text
 from deeplab import SegmentationNetwork, build_segmentation_network
 from PIL import Image
 from recipes import Evaluation, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import Stop, add_data_arguments, add_part_argument, finished, read_json, stop_signal, write_text
+from training import Stop, add_data_arguments, add_part_argument, check_device, finished, read_json, stop_signal
 
 from oaa_lib import ConfusionMatrix
 
@@ -132,7 +132,10 @@ def main() -> None:
     add_part_argument(parser)
     add_options(parser, "evaluation")
     arguments = parser.parse_args()
+    check_device(arguments.device)
     run, state = finished(arguments.run)
+    if "crop" not in run["recipe"]:
+        raise SystemExit(f"{arguments.run} is no folder of train_segmentation.py (--run)")
     backbone, classes = run["arguments"]["backbone"], run["data"]["classes"]
     settings = resolve(arguments, "evaluation", backbone)
     if settings.crf_iterations:
@@ -144,7 +147,8 @@ def main() -> None:
     network.load_state_dict(state["network"])
     network.to(arguments.device, memory_format=torch.channels_last).eval()
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    with explained(f"--out {arguments.out}", "choose a folder that can be written to"):
+        arguments.out.mkdir(parents=True, exist_ok=True)
     record, kept = arguments.out / "settings.json", json.loads(json.dumps({"run": run, "settings": vars(settings)}))
     if record.exists() and read_json(record) != kept:
         raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import VOCFolder, spread
+from data import VOCFolder, explained, read_label, spread, write_text
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -47,9 +47,8 @@ def count_image(name: str, *, folder: VOCFolder, maps: Path) -> Tensor:
     strength, winner = torch.zeros_like(truth), torch.zeros_like(truth)
     class_ids = folder.class_ids(name)
     if class_ids:
-        stack = torch.stack([read_map(maps / f"{name}_{c}.png") for c in class_ids]).long()
-        if stack.shape[1:] != truth.shape:
-            raise SystemExit(f"{name}: maps of size {tuple(stack.shape[1:])}, mask of {tuple(truth.shape)}")
+        size = (truth.shape[0], truth.shape[1])
+        stack = torch.stack([read_map(maps / f"{name}_{c}.png", size) for c in class_ids]).long()
         strength, which = stack.max(0)
         winner = torch.tensor(class_ids)[which] + 1
     valid = truth != 255
@@ -57,15 +56,21 @@ def count_image(name: str, *, folder: VOCFolder, maps: Path) -> Tensor:
     return torch.bincount(cell, minlength=LEVELS * width * width).view(LEVELS, width, width)
 
 
-def read_map(path: Path) -> Tensor:
-    """(H, W) uint8."""
+def read_map(path: Path, size: tuple[int, int]) -> Tensor:
+    """(H, W) uint8 of an 8-bit grey image in the photograph's size."""
     if not path.exists():
         raise SystemExit(f"{path} is missing; run export_attention.py for this split first")
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.asarray(image).copy())
-    except OSError as error:
+            mode, pixels = image.mode, torch.from_numpy(np.asarray(image).copy())
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for damaged files
         raise SystemExit(f"{path} cannot be read ({error}); remove it and make it again") from error
+    if mode != "L" or tuple(pixels.shape) != size:
+        raise SystemExit(
+            f"{path}: expected 8-bit grey (mode L) in the photograph's size {size}, got mode {mode} and "
+            f"{tuple(pixels.shape[:2])}"
+        )
+    return pixels
 
 
 def confusion_at_thresholds(counts: Tensor) -> Tensor:
@@ -117,7 +122,13 @@ def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, object]:
     matrix = ConfusionMatrix(len(data.classes) + 1)
     ignored = pixels = 0
     for name in tqdm(data.names, desc=f"{folder}", leave=False):
-        prediction, truth = read_map(folder / f"{name}.png").long(), data.mask(name)
+        path, truth = folder / f"{name}.png", data.mask(name)
+        prediction = read_label(path)
+        if prediction.shape != truth.shape or ((prediction > len(data.classes)) & (prediction != 255)).any():
+            raise SystemExit(
+                f"{path}: expected a label image of the size {tuple(truth.shape)}, values 0..{len(data.classes)} "
+                f"and 255, got {tuple(prediction.shape)} with values up to {int(prediction.max())}"
+            )
         unlabelled = (prediction == 255) & (truth != 255)
         ignored, pixels = ignored + int(unlabelled.sum()), pixels + int((truth != 255).sum())
         matrix.update(prediction.where(~unlabelled, 0), truth.masked_fill(unlabelled, 255))
@@ -147,6 +158,9 @@ def main() -> None:
     if arguments.threshold_from is not None and len(arguments.threshold_from) != len(arguments.maps):
         parser.error("give one --threshold-from folder for each --maps folder")
 
+    if arguments.json:
+        with explained(f"--json {arguments.json}", "choose a place that can be written to"):
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
     data = VOCFolder(arguments.voc_root, arguments.split)
     train = VOCFolder(arguments.voc_root, "train") if arguments.threshold_from else data
     results: dict[str, dict[str, object]] = {}
@@ -168,7 +182,8 @@ def main() -> None:
         )
         results[str(folder)] = result
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
+        with explained(f"--json {arguments.json}", "the scores are above"):
+            write_text(arguments.json, json.dumps(results, indent=1))
     best = max(results, key=lambda key: results[key]["mean_iou"])
     print(f"done: best is {best} with mIoU {100 * results[best]['mean_iou']:.2f} on {data.split}")
 

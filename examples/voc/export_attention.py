@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 import torch
-from data import AttentionImages, VOCFolder, network_size, to_tensor, write_image
+from data import AttentionImages, VOCFolder, explained, network_size, to_tensor, write_image, write_text
 from networks import AttentionNetwork, build_network
 from PIL import Image
 from recipes import add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, add_part_argument, finished, write_text
+from training import add_data_arguments, add_part_argument, check_device, finished, read_json
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
@@ -35,7 +35,12 @@ def main() -> None:
     add_part_argument(parser)
     add_options(parser, "labels")
     arguments = parser.parse_args()
+    check_device(arguments.device)
     settings, state = finished(arguments.run)
+    is_integral = "loss" in settings["recipe"]
+    if is_integral != (arguments.source == "integral") or "crop" in settings["recipe"]:
+        stage = "train_integral.py" if arguments.source == "integral" else "train_attention.py"
+        raise SystemExit(f"--source {arguments.source} needs a folder of {stage}; {arguments.run} is none (--run)")
     views = resolve(arguments, "labels", settings["arguments"]["backbone"])
     split = arguments.split or settings["data"]["split"]
     folder = VOCFolder(arguments.voc_root, split)
@@ -48,22 +53,36 @@ def main() -> None:
     network.to(arguments.device).eval()
     accumulator = None
     if arguments.source in ("max", "mean"):
-        accumulator = AttentionAccumulator.load(
-            arguments.run / f"{arguments.source}.safetensors", device=arguments.device
-        )
+        path = arguments.run / f"{arguments.source}.safetensors"
+        with explained(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
+            accumulator = AttentionAccumulator.load(path, device=arguments.device)
         strangers = [name for name in names if name not in set(accumulator.pairs.keys)]
         if strangers:
             raise SystemExit(
                 f"cumulative attention exists for training images only: there is none of {len(strangers)} images of "
                 f"{split}, first {strangers[0]}"
             )
+        others = [name for name in names if accumulator.classes(name).tolist() != folder.class_ids(name)]
+        if others:
+            raise SystemExit(f"{len(others)} images of {split} have other labels than in training, first {others[0]}")
     read_out = settings["recipe"].get("read_out", "relu")
     images = AttentionImages(folder, network, short_side=settings["recipe"]["short_side"])
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / "source.json", json.dumps({"run": settings, "source": arguments.source, "split": split}))
-    written = 0
-    for name in tqdm(names, desc=f"{arguments.source}, {split}"):
+    made = {"scales": views.scales, "flip_views": views.flip_views, "stretch": views.stretch}
+    kept = {"run": settings, "source": arguments.source, "split": split, "views": made}
+    kept, record = json.loads(json.dumps(kept)), arguments.out / "source.json"
+    found = read_json(record) if record.exists() else {}
+    differing = [key for key in found if found[key] != kept.get(key)]
+    if differing:
+        raise SystemExit(
+            f"{arguments.out} has maps of another {differing[0]}; choose another --out or remove the folder"
+        )
+    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        if not record.exists():
+            write_text(record, json.dumps(kept))
+    written, shown = 0, [name for name in names if folder.class_ids(name)]
+    for name in tqdm(shown, desc=f"{arguments.source}, {split}"):
         class_ids = folder.class_ids(name)
         paths = [arguments.out / f"{name}_{c}.png" for c in class_ids]
         if all(path.exists() for path in paths):
@@ -82,10 +101,13 @@ def main() -> None:
             ).mean(0)
         if views.stretch:
             attention = normalize_attention(attention, method="minmax")
-        for path, values in zip(paths, attention.cpu(), strict=True):
-            write_image(path, Image.fromarray((values * 255).round().to(torch.uint8).numpy()))
+        with explained(f"--out {arguments.out}", "make room, then the same command goes on"):
+            for path, values in zip(paths, attention.cpu(), strict=True):
+                write_image(path, Image.fromarray((values * 255).round().to(torch.uint8).numpy()))
         written += 1
-    print(f"done: maps of {written} images written, {len(names) - written} were there -> {arguments.out}")
+    if len(shown) < len(names):
+        print(f"{len(names) - len(shown)} of {len(names)} images show no class and have no maps")
+    print(f"done: maps of {written} images written, {len(shown) - written} were there -> {arguments.out}")
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, spread, write_label
+from data import VOCFolder, explained, spread, write_label, write_text
 from evaluate_cues import read_map
 from recipes import Labels, add_options, resolve
-from training import read_json, training_split, write_text
+from training import read_json, training_split
 
 from oaa_lib import pseudo_label_from_cues
 
@@ -31,12 +31,8 @@ def make_label(
     if settings.background == "saliency":
         if not (places.saliency / f"{name}.png").exists():
             return None  # the release's rule: no saliency map, no label
-        saliency = read_map(places.saliency / f"{name}.png").float() / 255
-        if tuple(saliency.shape) != sizes[name]:
-            raise SystemExit(
-                f"{name}: expected a saliency map in the image's size {sizes[name]}, got {tuple(saliency.shape)}"
-            )
-    maps = [read_map(places.maps / f"{name}_{c}.png").float() / 255 for c in class_ids[name]]
+        saliency = read_map(places.saliency / f"{name}.png", sizes[name]).float() / 255
+    maps = [read_map(places.maps / f"{name}_{c}.png", sizes[name]).float() / 255 for c in class_ids[name]]
     attention = torch.stack(maps) if maps else torch.zeros(0, *sizes[name])
     background: Any = None
     if settings.background == "threshold":
@@ -74,12 +70,17 @@ def main() -> None:
     if settings.background == "power" and settings.background_level <= 0:
         parser.error(f"--background-level: expected an exponent above 0, got {settings.background_level}")
 
+    for place in (arguments.maps, arguments.saliency):
+        if place is not None and not place.is_dir():
+            raise SystemExit(f"{place} is missing: expected the folder of maps (--maps, --saliency)")
+
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     kept, record = {"maps": str(arguments.maps), **dataclasses.asdict(settings)}, arguments.out / "settings.json"
     if record.exists() and read_json(record) != json.loads(json.dumps(kept)):
         raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    write_text(record, json.dumps(kept, indent=1))
+    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_text(record, json.dumps(kept, indent=1))
     todo = [name for name in folder.names if not (arguments.out / f"{name}.png").exists()]
     call = partial(
         make_label,
@@ -88,10 +89,11 @@ def main() -> None:
         places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
         settings=settings,
     )
-    ignored = dict(zip(todo, spread(call, todo, "pseudo labels"), strict=True))
+    with explained(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
+        ignored = dict(zip(todo, spread(call, todo, "pseudo labels"), strict=True))
     without = [name for name, share in ignored.items() if share is None]
     if without:
-        (arguments.out / "without_saliency.txt").write_text("\n".join(without) + "\n")
+        write_text(arguments.out / "without_saliency.txt", "\n".join(without) + "\n")
         print(f"{len(without)} images have no saliency map and got no label: listed in without_saliency.txt")
     shares = [share for share in ignored.values() if share is not None]
     told = f", {np.mean(shares):.1%} of the pixels ignored" if shares else ""

@@ -205,7 +205,12 @@ def efficientnet_lite0_trunk() -> nn.Module:
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file, without what checkpoints and ``DataParallel`` wrap around it."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what torch raises at other files is of all kinds
+        raise ValueError(f"{path} cannot be read as weights ({error})") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

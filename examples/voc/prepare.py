@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import VOC_CLASSES, voc_palette, write_label
+from data import VOC_CLASSES, appearing, explained, voc_palette, write_label, write_text
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -93,9 +93,7 @@ def write_texts(texts: dict[Path, str]) -> int:
     changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
     for path, text in changed.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
+        write_text(path, text)
     return len(changed)
 
 
@@ -255,14 +253,12 @@ def finish(root: Path, texts: dict[Path, str], name: str, negatives: bool = Fals
 
 def link(source: Path, target: Path) -> None:
     """A hard link, or a copy where links cannot be made; the file appears whole or not at all."""
-    partial = target.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
-    partial.unlink(missing_ok=True)  # replacing a file by another link to it leaves both
+    with appearing(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source.resolve(), partial)
+        except OSError:
+            shutil.copyfile(source, partial)
 
 
 def place(source: Path, target: Path) -> None:
@@ -270,9 +266,8 @@ def place(source: Path, target: Path) -> None:
     with Image.open(source) as image:
         if image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION, 1) == 1:
             return link(source, target)
-        partial = target.with_suffix(".partial")
-        ImageOps.exif_transpose(image).convert("RGB").save(partial, format="JPEG", quality=95)
-    partial.replace(target)
+        with appearing(target) as partial:
+            ImageOps.exif_transpose(image).convert("RGB").save(partial, format="JPEG", quality=95)
 
 
 def read_table(path: Path) -> list[tuple[str, list[str]]]:
@@ -504,7 +499,10 @@ def main() -> None:
     for name in ("folder", "coco", "masks"):
         of[name].add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    with explained(
+        f"prepare.py {arguments.run.__name__}", "what is written stays; the same command goes on from there"
+    ):
+        arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import VOCFolder
+from data import VOCFolder, write_text
 from evaluate_cues import evaluate_maps
 from networks import BACKBONES
 from recipes import RECIPES
-from training import read_json, source_commit, training_split, write_text
+from training import read_json, source_commit, training_split
 
 HERE = Path(__file__).parent
 

@@ -11,13 +11,24 @@ import math
 from typing import Any
 
 import torch
-from data import AttentionImages, Part, VOCFolder
+from data import AttentionImages, Part, VOCFolder, explained
 from networks import build_network
 from optimization import make_optimizer, set_rate
 from recipes import Attention, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
-from training import Process, Run, Stopwatch, add_arguments, autocast, gradients_of_last, join, state_of, training_split
+from training import (
+    NO_FIT,
+    Process,
+    Run,
+    Stopwatch,
+    add_arguments,
+    autocast,
+    gradients_of_last,
+    join,
+    state_of,
+    training_split,
+)
 
 from oaa_lib import AttentionAccumulator, Snapshots
 
@@ -38,9 +49,12 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
     settings = resolve(arguments, "attention", arguments.backbone)
     folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
+    if not folder.labels.any():
+        raise SystemExit(f"no image of {folder.split} in {arguments.voc_root} shows a class: nothing to learn")
     run = Run(arguments, settings, folder, process)
     torch.manual_seed(arguments.seed)
-    network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
+    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+        network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
     images = AttentionImages(
         folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
     )
@@ -66,11 +80,12 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        for fusion, accumulator in accumulators.items():
-            accumulator.load_state_dict(saved[fusion])
-        snapshots.load_state_dict(saved["snapshots"])
+        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
+            for fusion, accumulator in accumulators.items():
+                accumulator.load_state_dict(saved[fusion])
+            snapshots.load_state_dict(saved["snapshots"])
     network = process.wrap(network).train()
 
     def state() -> dict[str, Any]:
@@ -95,7 +110,8 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         fill_empty(network, whole, accumulators, settings.normalization, process)
     if process.is_first:
         for fusion, accumulator in accumulators.items():
-            accumulator.save(run.path / f"{fusion}.safetensors")
+            with explained(f"{run.path}/{fusion}.safetensors", "make room, then the same command writes it"):
+                accumulator.save(run.path / f"{fusion}.safetensors")
         total = oaa.statistics()
         print(
             f"done: {settings.iterations} iterations, {oaa.pairs.num_pairs} pairs, "

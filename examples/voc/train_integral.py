@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import AttentionImages, Part, VOCFolder
+from data import AttentionImages, Part, VOCFolder, explained
 from networks import build_network
 from optimization import make_optimizer, set_rate
 from recipes import Integral, add_options, resolve
 from torch import Tensor
-from training import Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
+from training import NO_FIT, Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
 
 from oaa_lib import AttentionAccumulator, hybrid_loss, multilabel_cross_entropy
+from oaa_lib.pairs import PairTable
 
 
 def main() -> None:
@@ -39,15 +40,18 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
     if not arguments.maps.exists():
         raise SystemExit(f"{arguments.maps} does not exist; run train_attention.py to its end first (--maps)")
-    accumulator = AttentionAccumulator.load(arguments.maps)
-    if accumulator.pairs.keys != folder.names:
+    with explained(f"--maps {arguments.maps}", "expected a file that train_attention.py wrote", ValueError):
+        accumulator = AttentionAccumulator.load(arguments.maps)
+        difference = PairTable.from_labels(folder.labels, folder.names).difference(accumulator.pairs)
+    if difference is not None:
         raise SystemExit(
-            f"{arguments.maps} holds the maps of other images than {arguments.voc_root}, {folder.split}; use the same "
-            "--split and --negatives as in stage 1"
+            f"{arguments.maps} holds the maps of other images or labels than {arguments.voc_root}, {folder.split} "
+            f"({difference}); use the same lists, --split and --negatives as in stage 1"
         )
     run = Run(arguments, settings, folder, process)
     torch.manual_seed(arguments.seed)
-    network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
+    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+        network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
     images = AttentionImages(
         folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
     )
@@ -56,8 +60,9 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
     network = process.wrap(network).train()
 
     def state() -> dict[str, Any]:

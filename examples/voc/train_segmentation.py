@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import Part, Sample, VOCFolder, read_label, to_tensor
+from data import Part, Sample, VOCFolder, explained, read_label, to_tensor
 from deeplab import SegmentationNetwork, build_segmentation_network
 from optimization import make_optimizer, set_rate
 from PIL import Image
@@ -21,7 +21,7 @@ from recipes import Segmentation, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from training import Process, Run, add_arguments, autocast, join, state_of, training_split
+from training import NO_FIT, Process, Run, add_arguments, autocast, join, state_of, training_split
 
 from oaa_lib import View
 
@@ -111,7 +111,8 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     chosen = max(round(settings.proportion * len(labelled)), 1)  # Table 3: drawn at random, by the seed
     folder.names = sorted(random.Random(f"proportion/{arguments.seed}").sample(labelled, chosen))
     torch.manual_seed(arguments.seed)
-    network = build_segmentation_network(arguments.backbone, len(folder.classes) + 1, arguments.weights)
+    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+        network = build_segmentation_network(arguments.backbone, len(folder.classes) + 1, arguments.weights)
     geometry = network.geometry
     fitting = geometry.side(settings.crop)
     if fitting != settings.crop:
@@ -123,8 +124,9 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
     network: Any = process.wrap(network).train()
 
     def state() -> dict[str, Any]:

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import Sample, VOCFolder, make_loader
+from data import Sample, VOCFolder, explained, make_loader, write_text
 from networks import BACKBONES
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
+
+NO_FIT = "it is of other images, labels or settings; choose another --out or remove the folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,11 +98,16 @@ class Process:
         return DistributedDataParallel(network) if self.world > 1 else network
 
 
+def check_device(device: str) -> None:
+    """End if --device names what is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {device}: no CUDA device is available here; use --device cpu")
+
+
 @contextmanager
 def join(device: str) -> Iterator[Process]:
     """Be one of the processes that torchrun started, or the only one."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: no CUDA device is available here; use --device cpu")
+    check_device(device)
     torch.backends.cudnn.deterministic = True  # a resumed training repeats an uninterrupted one
     if "RANK" not in os.environ:
         yield Process(torch.device(device), 0, 1)
@@ -165,11 +172,11 @@ class Run:
         self._started = time.perf_counter()
 
     def _bind(self, commit: str | None) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "settings.json"
-        if not file.exists():
-            write_text(file, json.dumps(self.settings | {"commit": commit}, indent=1))
-            return
+        with explained(f"--out {self.path}", "choose a folder that can be written to, or make room"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                return write_text(file, json.dumps(self.settings | {"commit": commit}, indent=1))
         found = read_settings(self.path)
         differing = [
             f"{key}: {old.get(key)} there, {new.get(key)} asked"
@@ -215,6 +222,10 @@ class Run:
         bar = tqdm(loader, self.path.name, self.iterations, initial=first, disable=not process.is_first)
         with stop_signal(process.world == 1) as stop:
             for step, batch in enumerate(bar, first):
+                if isinstance(batch, SystemExit):  # a file that cannot be used; what has been learnt is kept
+                    if step > first and process.world == 1:
+                        self._save(step=step, **state())
+                    raise batch
                 torch.manual_seed((seed << 40) + (step << 8) + process.rank)
                 yield step, batch
                 done = step + 1
@@ -244,7 +255,8 @@ class Run:
         row["seconds"] = time.perf_counter() - self._started
         self._started, self._values = time.perf_counter(), []
         if self.process.is_first:
-            with open(self.path / "log.csv", "a", newline="") as file:
+            advice = "the last checkpoint is whole, and the same command goes on from it"
+            with explained(f"{self.path}/log.csv", advice), open(self.path / "log.csv", "a", newline="") as file:
                 writer = csv.DictWriter(file, list(row))
                 if file.tell() == 0:
                     writer.writeheader()
@@ -254,9 +266,10 @@ class Run:
     def _shorten_log(self, step: int) -> None:
         """Drop what was logged after the checkpoint: these steps are done again."""
         file = self.path / "log.csv"
-        if file.exists():
-            head, *rows = file.read_text().splitlines(keepends=True)
-            write_text(file, "".join([head, *(row for row in rows if int(row.split(",")[0]) <= step)]))
+        head, *rows = (file.read_text() if file.exists() else "").splitlines(keepends=True) or [""]
+        whole = [(row, row.split(",")[0]) for row in rows if row.endswith("\n")]  # of a full disk: half a row
+        if head:
+            write_text(file, "".join([head, *(row for row, done in whole if done.isdecimal() and int(done) <= step)]))
 
     def _save(self, **state: Any) -> None:
         """Replace the checkpoint, whole or not at all."""
@@ -305,9 +318,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of ours."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise SystemExit(f"{path} cannot be read ({error}); remove {path.parent} to start its stage anew") from error
+    if not isinstance(content, dict):
+        raise SystemExit(f"{path} is not one of ours: expected settings by name; choose another folder")
+    return content
 
 
 def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -332,13 +348,6 @@ def source_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file that appears whole or not at all, also where several processes write it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 class Stop:
