@@ -4,6 +4,7 @@ Primitives of *Integral Object Mining via Online Attention Accumulation* (Jiang 
 classifier: attention from a class-aware convolution, cumulative attention maps, the hybrid loss, proxy labels.
 """
 
+from oaa_lib import interop
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMHead, CAMOutput, normalize_attention
 from oaa_lib.drop import AttentionDrop, attention_drop
@@ -40,6 +41,7 @@ __all__ = [
     "WrappedClassifier",
     "attention_drop",
     "hybrid_loss",
+    "interop",
     "multi_scale_attention",
     "multilabel_cross_entropy",
     "normalize_attention",

@@ -48,7 +48,11 @@ def test_the_wheel_imports_on_its_own(wheel, tmp_path):
     assert wheel.name in result.stdout
 
 
-EXTRAS = {"testing.py": {"hypothesis"}, "augmentation.py": {"PIL", "torchvision"}}  # of those who use these modules
+EXTRAS = {  # of those who use these modules
+    "testing.py": {"hypothesis"},
+    "augmentation.py": {"PIL", "torchvision"},
+    "interop.py": {"PIL", "safetensors"},
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "oaa_lib").glob("*.py")), ids=lambda path: path.name)

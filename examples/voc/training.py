@@ -257,7 +257,7 @@ class Run:
         if self.process.is_first:
             advice = "the last checkpoint is whole, and the same command goes on from it"
             with explained(f"{self.path}/log.csv", advice), open(self.path / "log.csv", "a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 if file.tell() == 0:
                     writer.writeheader()
                 writer.writerow(row)
