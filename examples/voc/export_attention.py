@@ -75,7 +75,8 @@ def main() -> None:
     differing = [key for key in found if found[key] != kept.get(key)]
     if differing:
         raise SystemExit(
-            f"{arguments.out} has maps of another {differing[0]}; choose another --out or remove the folder"
+            f"{arguments.out} has maps of other settings ({', '.join(differing)}); choose another --out or remove "
+            "the folder"
         )
     with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
         arguments.out.mkdir(parents=True, exist_ok=True)

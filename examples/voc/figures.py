@@ -51,7 +51,9 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
     rows = []
     for name in names:
         photograph, shown = np.asarray(data.photograph(name)), data.class_ids(name)[0]
-        heat = [overlay(photograph, read_map(folder / f"{name}_{shown}.png").numpy() / 255) for folder in maps.values()]
+        size = photograph.shape[:2]
+        values = [read_map(folder / f"{name}_{shown}.png", size).numpy() / 255 for folder in maps.values()]
+        heat = [overlay(photograph, attention) for attention in values]
         label = labels / f"{name}.png"  # none without a saliency map
         ends = [read_label(label) if label.exists() else torch.full(photograph.shape[:2], 255), data.mask(name)]
         rows.append([photograph, *heat, *(PALETTE[end.numpy()] for end in ends)])

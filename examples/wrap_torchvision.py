@@ -1,0 +1,56 @@
+"""OAA with a classifier of torchvision that is left as it is: wrap it, train it, accumulate its attention.
+
+    python examples/wrap_torchvision.py --model resnet18 --epochs 3
+    python examples/wrap_torchvision.py --model convnext_tiny --weights DEFAULT     # downloads ImageNet weights
+
+The images are the quickstart's. Any model of torchvision with a global pool will do, and most others of any library.
+"""
+
+import argparse
+
+import torch
+from quickstart import CLASSES, draw_data
+from torch.nn import functional as F
+from torchvision.models import get_model
+from tqdm import tqdm
+
+from oaa_lib import AttentionAccumulator, wrap_classifier
+
+
+def main() -> None:
+    """Train, and say how the attention has grown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18", help="of torchvision.models (default: resnet18)")
+    parser.add_argument("--weights", help="of torchvision, such as DEFAULT (default: none)")
+    parser.add_argument("--images", type=int, default=100, help="default: 100")
+    parser.add_argument("--size", type=int, default=128, help="side that images are resized to (default: 128)")
+    parser.add_argument("--epochs", type=int, default=3, help="default: 3")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(arguments.seed)
+    images, labels, _ = draw_data(arguments.images, arguments.seed)
+    images = F.interpolate(images, (arguments.size, arguments.size), mode="bilinear")
+    model = get_model(arguments.model, weights=arguments.weights)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight, last.bias = torch.nn.Linear(last.in_features, len(CLASSES)).parameters()  # a head for our classes
+    network = wrap_classifier(model.train())
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
+
+    map_size = network(images[:2]).score_maps.shape[-2:]
+    accumulator = AttentionAccumulator(labels, map_size)
+    for epoch in range(arguments.epochs):
+        for indices in tqdm(torch.randperm(len(images)).split(16), desc=f"epoch {epoch + 1}", leave=False):
+            logits, score_maps = network(images[indices])
+            loss = F.binary_cross_entropy_with_logits(logits, labels[indices].float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            accumulator.update(indices, score_maps.detach(), logits.detach())
+        grown = accumulator[range(len(images))].sum() / labels.sum() / map_size.numel()
+        print(f"epoch {epoch + 1}: loss {loss:.3f}, mean cumulative attention {grown:.3f}")
+    print(f"done: {accumulator.accepted} of {accumulator.offered} maps of {tuple(map_size)} passed the gate")
+
+
+if __name__ == "__main__":
+    main()
