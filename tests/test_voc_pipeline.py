@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data import AttentionImages, VOCFolder, make_loader
-from evaluate_cues import confusion_at_thresholds, count_cues, mean_ious
+from evaluate_cues import confusion_at_thresholds, count_cues, foreground, mean_ious
 from networks import Geometry
 from PIL import Image
 from recipes import add_options, resolve
@@ -264,6 +264,15 @@ def test_cue_counts_equal_the_metric_at_every_threshold(voc, tmp_path):
             label = np.where(maps.max(0) >= level, np.array(ids)[maps.argmax(0)] + 1, 0)
             matrix.update(torch.from_numpy(label), data.mask(name))
         assert curve[level].item() == pytest.approx(matrix.mean_iou(), abs=1e-12)
+
+
+def test_precision_and_recall_are_of_the_pixels_of_all_classes():
+    generator = torch.Generator().manual_seed(0)
+    shown, truth = (torch.randint(3, (400,), generator=generator).tolist() for _ in range(2))
+    right = sum(a == b != 0 for a, b in zip(shown, truth, strict=True))
+    scores = foreground(ConfusionMatrix(3).update(torch.tensor([shown]), torch.tensor([truth])))
+    assert scores["precision"] == pytest.approx(right / sum(a != 0 for a in shown))
+    assert scores["recall"] == pytest.approx(right / sum(b != 0 for b in truth))
 
 
 def test_a_constant_background_below_the_releases_threshold_counts(voc, tmp_path):

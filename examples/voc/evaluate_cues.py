@@ -94,6 +94,13 @@ def score(confusion: Tensor) -> ConfusionMatrix:
     return matrix
 
 
+def foreground(matrix: ConfusionMatrix) -> dict[str, float]:
+    """Of all classes together: precision, the share of what is shown that is right; recall, that of the truth shown."""
+    counts = matrix.counts.double()
+    right = counts.diagonal()[1:].sum()
+    return {"precision": (right / counts[:, 1:].sum()).item(), "recall": (right / counts[1:].sum()).item()}
+
+
 def evaluate_maps(data: VOCFolder, folder: Path, threshold_counts: Tensor | None = None) -> dict[str, object]:
     """Scores of one map folder; ``threshold_counts`` are those of the maps that choose the threshold, if others do."""
     counts = count_cues(data, folder)
@@ -109,6 +116,7 @@ def evaluate_maps(data: VOCFolder, folder: Path, threshold_counts: Tensor | None
         "split": data.split,
         "images": len(data),
         "mean_iou": matrix.mean_iou(),
+        "foreground": foreground(matrix),
         "thresholds": [level / 255 for level in levels],
         "oracle_mean_iou": curve.max().item(),
         "oracle_threshold": curve.argmax().item() / 255,
@@ -136,6 +144,7 @@ def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, object]:
         "split": data.split,
         "images": len(data),
         "mean_iou": matrix.mean_iou(),
+        "foreground": foreground(matrix),
         "ignored": ignored / pixels,
         "class_iou": dict(zip(["background", *data.classes], matrix.iou().tolist(), strict=True)),
     }

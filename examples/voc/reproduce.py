@@ -237,7 +237,7 @@ def markdown(table: dict[str, Any]) -> str:
         return [f"{statistics.mean(values):.1f}", spread, " ".join(f"{value:.1f}" for value in values)]
 
     head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
-    head += ["cues, train mIoU", "spread", "per seed", "background"]
+    head += ["cues, train mIoU", "spread", "per seed", "precision", "recall", "background"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in table["rows"]:
         seeds = list(row["seeds"].values())
@@ -245,15 +245,20 @@ def markdown(table: dict[str, Any]) -> str:
         paper = "-" if row["paper_val"] is None else f"{row['paper_val']:.1f}"
         val = cells([100 * seed["val"]["mean_iou"] for seed in seeds])
         cues = cells([100 * seed["cues"]["mean_iou"] for seed in seeds])
-        lines.append(f"| {' | '.join([row['row'], paper, *val, *cues, ' '.join(levels) or table['background']])} |")
+        shares = [
+            f"{statistics.mean([100 * seed['cues']['foreground'][share] for seed in seeds]):.0f}"
+            for share in ("precision", "recall")
+        ]
+        cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
+        lines.append(f"| {' | '.join(cells_of_row)} |")
     one = next(iter(table["rows"][0]["seeds"].values()))
     lines += [
         "",
         f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
         f"{table['backbone']}; seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
         f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images; cues: "
-        f"{one['cues']['images']} images of train, each half scored at the threshold that is best on the other. "
-        "Spread: standard deviation over the seeds.",
+        f"{one['cues']['images']} images of train, each half scored at the threshold that is best on the other; "
+        "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds.",
         "",
     ]
     for seed, told in table["diagnostics"].items():
