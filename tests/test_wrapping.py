@@ -256,6 +256,24 @@ def test_autocast_reaches_the_score_maps():
     torch.testing.assert_close(out.score_maps.float(), exact.score_maps, rtol=0.05, atol=0.05)
 
 
+def test_distributed_data_parallel_inside_or_outside_gives_the_same():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        images, model = torch.randn(2, 3, 64, 64), small_resnet().eval()
+        expected = wrap_classifier(model)(images)
+        parallel = torch.nn.parallel.DistributedDataParallel
+        for wrapped in (wrap_classifier(parallel(model)), parallel(wrap_classifier(model))):
+            for _ in range(2):
+                model.zero_grad()
+                found = wrapped(images)
+                (found.logits.sum() + found.score_maps.sum()).backward()
+                assert model.conv1.weight.grad.abs().sum() > 0
+                torch.testing.assert_close(found.logits, expected.logits)
+                torch.testing.assert_close(found.score_maps, expected.score_maps)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_compiled_inside_or_outside_gives_the_same(monkeypatch):
     model = nn.Sequential(
