@@ -3,22 +3,23 @@
     python examples/wrap_torchvision.py --model resnet18 --epochs 3
     python examples/wrap_torchvision.py --model convnext_tiny --weights DEFAULT     # downloads ImageNet weights
 
-The images are the quickstart's. Any model of torchvision with a global pool will do, and most others of any library.
+The images are the quickstart's. See `help(oaa_lib.wrap_classifier)` for the models that will do.
 """
 
 import argparse
 
 import torch
 from quickstart import CLASSES, draw_data
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import get_model
 from tqdm import tqdm
 
-from oaa_lib import AttentionAccumulator, wrap_classifier
+from oaa_lib import AttentionAccumulator, WrappedClassifier, wrap_classifier
 
 
 def main() -> None:
-    """Train, and say how the attention has grown."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18", help="of torchvision.models (default: resnet18)")
     parser.add_argument("--weights", help="of torchvision, such as DEFAULT (default: none)")
@@ -34,12 +35,16 @@ def main() -> None:
     model = get_model(arguments.model, weights=arguments.weights)
     last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     last.weight, last.bias = torch.nn.Linear(last.in_features, len(CLASSES)).parameters()  # a head for our classes
-    network = wrap_classifier(model.train())
+    accumulate(wrap_classifier(model.train()), images, labels, arguments.epochs)
+
+
+def accumulate(network: WrappedClassifier, images: Tensor, labels: Tensor, epochs: int) -> None:
+    """Train the classifier on labels (N, C), and say how its attention grows."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
 
     map_size = network(images[:2]).score_maps.shape[-2:]
     accumulator = AttentionAccumulator(labels, map_size)
-    for epoch in range(arguments.epochs):
+    for epoch in range(epochs):
         for indices in tqdm(torch.randperm(len(images)).split(16), desc=f"epoch {epoch + 1}", leave=False):
             logits, score_maps = network(images[indices])
             loss = F.binary_cross_entropy_with_logits(logits, labels[indices].float())

@@ -276,7 +276,7 @@ SMALL = Recipe(
     ),
     labels=dataclasses.replace(
         PAPER.labels,
-        stretch=False,  # [here] min-max costs points, see examples/README.md
+        stretch=False,  # [here] maps stay as Eq. 2 leaves them
         background="threshold",  # [here] no saliency maps for the photographs
         background_level=0.5,  # [here] reproduce.py chooses it for each method on half of the training images
         foreground_threshold=0.0,  # [here] the level is the threshold
