@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from training import Process, Stopwatch
 
-from oaa_lib import AttentionAccumulator, View
+from oaa_lib import AttentionAccumulator, CAMOutput, View
 
 IMAGES, PAIRS, CLASSES = 10_582, 15_555, 20  # of VOC 2012 + SBD
 SIZES = [(375, 500), (375, 500), (500, 375), (333, 500), (500, 334)]  # of photographs, a batch of the paper's 5
@@ -171,9 +171,13 @@ def fake_network(build, backbone: str, classes: int) -> Network:
 
 
 @precisions
-@pytest.mark.parametrize(("backbone", "maps"), [("vgg16", "cpu"), ("vgg16", "cuda"), ("resnet101", "cpu")])
-def test_stage_1(without_gpu, backbone, maps, amp, record_property):
+@pytest.mark.parametrize(
+    ("backbone", "maps", "drop"),
+    [("vgg16", "cpu", 0), ("vgg16", "cuda", 0), ("vgg16", "cpu", 0.5), ("vgg16", "cuda", 0.5), ("resnet101", "cpu", 0)],
+)
+def test_stage_1(without_gpu, backbone, maps, drop, amp, record_property):
     settings = recipes.for_backbone(recipes.PAPER, backbone).attention
+    settings = recipes.replace_checked(settings, {"drop": drop})
     with FakeTensorMode():
         network = fake_network(build_network, backbone, CLASSES).train()
         sizes, batch = photographs(network, settings.short_side)
@@ -190,6 +194,37 @@ def test_stage_1(without_gpu, backbone, maps, amp, record_property):
     # maps on the host, as the script has them: each fusion takes three tensors of each of the three parts with labels
     assert transfers == (0 if maps == "cuda" else 2 * 3 * 3)
     assert kept["max"].offered == kept["mean"].offered == 8  # pairs of the four images that show something
+
+
+def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown():
+    """A network that looks at the left half of the upright image: the second time that half is 0, mirrored or not."""
+
+    class LooksLeft(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.shown: list[Tensor] = []
+
+        def forward(self, images: Tensor) -> CAMOutput:
+            self.shown.append(images)
+            score_maps = self.scale * torch.tensor([1.0, 0]).repeat_interleave(4).expand(2, 2, 8, 8)
+            score_maps = torch.stack([score_maps[0], score_maps[1].flip(-1)])  # the second image is shown mirrored
+            return CAMOutput(score_maps.mean((-2, -1)), score_maps)
+
+    settings = recipes.replace_checked(recipes.SMALL.attention, {"drop": 1.0})
+    kept = {"max": AttentionAccumulator([[1, 0], [0, 1]], (8, 8), gate=None, keep_latest=True, keys=["a", "b"])}
+    process, network = Process(torch.device("cpu"), 0, 1), LooksLeft()
+    views = [View(), View(flip=True)]
+    batch = [Part(["a", "b"], views, torch.ones(2, 3, 16, 16), torch.eye(2))]
+    optimizer = torch.optim.SGD([{"params": network.parameters(), "multiplier": 1.0}], lr=0.1)
+    for step in range(2):
+        options = {"amp": False, "fill": False, "accumulating": Stopwatch()}
+        train_attention.train_step(step, batch, network, optimizer, kept, settings, process, **options)
+    first, second = network.shown
+    assert (first == 1).all()
+    left = torch.tensor([0.0, 1]).repeat_interleave(8).expand(3, 16, 16)
+    assert torch.equal(second, torch.stack([left, left.flip(-1)]))
+    assert (batch[0].images == 1).all()
 
 
 @precisions

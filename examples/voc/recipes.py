@@ -1,8 +1,9 @@
 """Every setting of the paper and of its two releases, each with its source, and one recipe for small CPU runs.
 
 Sources, beside each value: [paper] the ICCV 2019 text, section 4.1 where nothing else is said; [release] the authors'
-PyTorch program; [caffe] their first program; [DeepLab] the papers that section 4.1 points to, as the caffe program sets
-it; [here] nobody says it, or the photographs need it. Lengths are iterations (optimiser steps), the paper's unit.
+PyTorch program; [caffe] their first program; [TPAMI] their journal extension of 2021; [DeepLab] the papers that section
+4.1 points to, as the caffe program sets it; [here] nobody says it, or the photographs need it. Lengths are iterations
+(optimiser steps), the paper's unit.
 """
 
 import argparse
@@ -40,6 +41,8 @@ class Attention(Training):
     warm_up: int  # iterations whose attention is not accumulated
     fill_empty: str  # what a pair gets that no map was accepted for: no | last-epoch | final-model
     normalization: str  # of a score map: max (Eq. 2) | minmax
+    drop: float  # share of the images whose strongly attended pixels are hidden (the attention drop of TPAMI 2021)
+    drop_above: float  # attention, the latest that passed the gate, above which a pixel is hidden
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ PAPER = Recipe(
         warm_up=0,  # [paper] section 3.2: M1 = A1
         fill_empty="no",  # [here] the paper does not say; such pairs are counted and told
         normalization="max",  # [paper] Eq. 2
+        drop=0.0,  # [paper] has none; [TPAMI] 0.5
+        drop_above=0.6,  # [TPAMI]
     ),
     integral=Integral(
         **vars(PAPER_TRAINING),  # [paper] "the same as that of the classification network"
@@ -204,6 +209,8 @@ RELEASE = Recipe(
         warm_up=2_117,  # [release] the first epoch
         fill_empty="last-epoch",  # [release]
         normalization="max",  # [release]
+        drop=0.0,  # [release]
+        drop_above=0.6,  # [TPAMI]
     ),
     integral=dataclasses.replace(
         PAPER.integral,
@@ -360,7 +367,16 @@ CHOICES = {
     "background": ("saliency", "threshold", "power"),
 }
 AT_LEAST_ONE = ("iterations", "batch_size", "short_side", "crop")
-SHARES = ("flip", "threshold", "foreground_threshold", "conflict_threshold", "strong_attention", "min_foreground")
+SHARES = (
+    "flip",
+    "drop",
+    "drop_above",
+    "threshold",
+    "foreground_threshold",
+    "conflict_threshold",
+    "strong_attention",
+    "min_foreground",
+)
 
 
 def replace_checked(settings: Any, changes: dict[str, Any]) -> Any:

@@ -30,7 +30,7 @@ from training import (
     training_split,
 )
 
-from oaa_lib import AttentionAccumulator, Snapshots
+from oaa_lib import AttentionAccumulator, Snapshots, attention_drop
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
             fusion=fusion,
             gate=None if settings.gate == "none" else settings.gate,
             keys=folder.names,
-            keep_latest=fusion == "max",  # for the pictures of attention wandering, and how fast it does
+            keep_latest=fusion == "max",  # for the drop, the pictures of attention wandering, and how fast it does
         )
         for fusion in ("max", "mean")
     }
@@ -153,9 +153,12 @@ def train_step(
     share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
     loss = torch.zeros((), device=process.device)
     for part in batch:  # the images of one shape
-        labels = part.targets.to(process.device, non_blocking=True)
+        images, labels = (t.to(process.device, non_blocking=True) for t in (part.images, part.targets))
+        if settings.drop > 0:
+            latest = accumulators["max"].latest(part.names, part.views).to(process.device, non_blocking=True)
+            images = attention_drop(images, latest, labels, rate=settings.drop, threshold=settings.drop_above)
         with autocast(process, amp):
-            out = network(part.images.to(process.device, non_blocking=True))  # Eq. 1
+            out = network(images)  # Eq. 1
         part_loss = F.binary_cross_entropy_with_logits(out.logits.float(), labels) * (len(labels) * share)
         with gradients_of_last(network, part is batch[-1]):
             part_loss.backward()
