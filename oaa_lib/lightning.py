@@ -1,0 +1,141 @@
+"""Online attention accumulation in a training run of Lightning (extra ``lightning``)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from oaa_lib.accumulator import AttentionAccumulator, Indices
+from oaa_lib.cam import CAMOutput
+from oaa_lib.fusion import fusion_name
+from oaa_lib.views import View, Views
+
+
+class AttentionCallback(Callback):
+    """Accumulates the attention of every training step, and keeps it in Lightning's checkpoints.
+
+    It takes what the network returned in the step, so nothing is computed twice. Steps of validation and test are left
+    alone. With several processes the maps are synchronised whenever a checkpoint is made and when training ends. A run
+    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps.
+
+    Args:
+        accumulator: of the training images; a file at ``path=`` is for one process alone.
+        network: the part of the `LightningModule` that returns `CAMOutput`: a wrapped classifier, a `CAMHead`, or a
+            model that ends in one. ``training_step`` calls it once.
+        indices: takes a batch as the data loader made it (on the module's device by then) and returns its images' rows
+            or names, see `AttentionAccumulator.update`. A tensor of rows is brought to the host, which waits for the
+            device; names do not.
+        views: likewise their views. None: the whole images, not flipped.
+
+    Raises:
+        TypeError: no accumulator or module; while training, if the network returns something else.
+        RuntimeError: while training, if the network was not called in a step, or twice.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from oaa_lib import AttentionAccumulator, CAMHead
+        >>> class Classifier(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=4, padding=1), CAMHead(8, 2))
+        ...     def training_step(self, batch):
+        ...         images, labels, rows = batch
+        ...         return torch.nn.functional.binary_cross_entropy_with_logits(self.network(images).logits, labels)
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> model, labels = Classifier(), torch.eye(2)
+        >>> accumulator = AttentionAccumulator(labels, map_size=(8, 8), gate=None)
+        >>> callback = AttentionCallback(accumulator, model.network, indices=lambda batch: batch[2])
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(max_epochs=2, callbacks=[callback], enable_checkpointing=False, **quiet)
+        >>> loader = torch.utils.data.DataLoader([(torch.rand(3, 32, 32), labels[row], row) for row in (0, 1)])
+        >>> trainer.fit(model, loader)
+        >>> accumulator.accepted
+        4
+
+    Source: paper, section 3.2.
+    """
+
+    def __init__(
+        self,
+        accumulator: AttentionAccumulator,
+        network: nn.Module,
+        indices: Callable[[Any], Indices],
+        views: Callable[[Any], Views] | None = None,
+    ) -> None:
+        if not isinstance(accumulator, AttentionAccumulator) or not isinstance(network, nn.Module):
+            raise TypeError(
+                "expected an AttentionAccumulator and a module, got "
+                f"{type(accumulator).__name__} and {type(network).__name__}"
+            )
+        self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
+        self._outputs: list[CAMOutput] = []
+        self._hook: RemovableHandle | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Listen to the network."""
+        self._outputs = []
+        self._hook = self.network.register_forward_hook(self._listen)
+
+    def _listen(self, network: nn.Module, given: Any, output: Any) -> None:
+        if not isinstance(output, CAMOutput):
+            raise TypeError(
+                f"expected a network that returns CAMOutput, got {type(output).__name__}; wrap_classifier it"
+            )
+        self._outputs.append(CAMOutput(output.logits.detach(), output.score_maps.detach()))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Accumulate."""
+        self._stop()
+        if len(self._outputs) != 1:
+            raise RuntimeError(f"expected training_step to call the network once, got {len(self._outputs)} calls")
+        (output,) = self._outputs
+        self._outputs = []
+        indices, views = self.indices(batch), None if self.views is None else self.views(batch)
+        indices = indices.cpu() if isinstance(indices, Tensor) else indices
+        if isinstance(views, Tensor):
+            views = views.cpu()
+        elif isinstance(views, View):  # as a data loader collates it
+            views = View(*(torch.as_tensor(column).cpu() for column in views))  # type: ignore[arg-type]
+        self.accumulator.update(indices, output.score_maps, output.logits, views)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let every process hold what all have seen."""
+        self._synchronize()
+
+    @property
+    def state_key(self) -> str:
+        """Two accumulators of one training run, max and mean, are told apart."""
+        return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint of Lightning, which asks all processes for it."""
+        self._synchronize()
+        return self.accumulator.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the maps of a checkpoint.
+
+        Raises:
+            ValueError: they belong to another data set or setting.
+        """
+        self.accumulator.load_state_dict(state_dict)
+
+    def _synchronize(self) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.accumulator.synchronize()

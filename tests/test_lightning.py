@@ -1,0 +1,196 @@
+"""The callback in real training runs of Lightning, against the same run as a plain loop."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from oaa_lib import AttentionAccumulator, CAMHead, View, wrap_classifier
+from oaa_lib.lightning import AttentionCallback
+
+IMAGES, CLASSES = 6, 3
+LABELS = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 0]])
+
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(row))
+        return {
+            "image": image,
+            "label": LABELS[row].float(),
+            "name": f"image {row}",
+            "row": row,
+            "view": View(flip=True),
+        }
+
+
+class Classifier(lightning.LightningModule):
+    """A training run as people have it; the network is any that returns `CAMOutput`."""
+
+    def __init__(self, network: nn.Module, calls: int = 1) -> None:
+        super().__init__()
+        self.network, self.calls = network, calls
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        losses = [
+            F.binary_cross_entropy_with_logits(self.network(batch["image"]).logits, batch["label"])
+            for _ in range(self.calls)
+        ]
+        return torch.stack(losses).sum() if losses else self.network.weight.sum()
+
+    def validation_step(self, batch: dict[str, Any]) -> None:
+        self.network(batch["image"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), CAMHead(8, CLASSES, hidden_channels=8, num_convs=1)
+    )
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    features = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return wrap_classifier(nn.Sequential(*features, nn.Linear(8, CLASSES)))
+
+
+def accumulator(**options: Any) -> AttentionAccumulator:
+    return AttentionAccumulator(LABELS, (8, 8), keys=[f"image {row}" for row in range(IMAGES)], **options)
+
+
+def fit(module: nn.Module, callbacks: list[Any], epochs: int, root: Any, resume: Any = None, **options: Any) -> Any:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        default_root_dir=root,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, lightning.callbacks.ModelCheckpoint) for callback in callbacks),
+        **options,
+    )
+    loader = DataLoader(Data(), batch_size=4)
+    trainer.fit(module, loader, DataLoader(Data(), batch_size=4), ckpt_path=resume)
+    return trainer
+
+
+def plain_loop(network: nn.Module, kept: AttentionAccumulator, epochs: int) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(epochs):
+        for batch in DataLoader(Data(), batch_size=4):
+            out = network(batch["image"])
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(out.logits, batch["label"]).backward()
+            optimizer.step()
+            kept.update(batch["name"], out.score_maps.detach(), out.logits.detach())
+
+
+def assert_same(one: AttentionAccumulator, other: AttentionAccumulator) -> None:
+    assert torch.equal(one.counts, other.counts)
+    assert torch.equal(one[range(IMAGES)], other[range(IMAGES)])
+    assert one.offered == other.offered
+
+
+@pytest.mark.parametrize("make", [network, classifier])
+def test_a_run_of_lightning_accumulates_like_the_plain_loop(make, tmp_path):
+    """Both fusions at once; validation between the epochs accumulates nothing, and no hook stays."""
+    kept = {fusion: accumulator(fusion=fusion) for fusion in ("max", "mean")}
+    module = Classifier(make())
+    callbacks = [AttentionCallback(each, module.network, indices=lambda batch: batch["name"]) for each in kept.values()]
+    fit(module, callbacks, 3, tmp_path)
+    for fusion, each in kept.items():
+        expected = accumulator(fusion=fusion)
+        plain_loop(make(), expected, 3)
+        assert 0 < each.accepted < each.offered == 3 * int(LABELS.sum())
+        assert_same(each, expected)
+    assert not module.network._forward_hooks
+
+
+def test_rows_and_views_of_a_batch(tmp_path):
+    module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
+    callback = AttentionCallback(kept, module.network, lambda batch: batch["row"], lambda batch: batch["view"])
+    fit(module, [callback], 1, tmp_path)
+    plain_loop(network(), expected, 1)
+    assert torch.equal(kept[range(IMAGES)], expected[range(IMAGES)].flip(-1))
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_goes_on_with_its_maps(tmp_path):
+    whole, parts = accumulator(fusion="mean"), accumulator(fusion="mean")
+    module = Classifier(network())
+    fit(module, [AttentionCallback(whole, module.network, lambda batch: batch["name"])], 4, tmp_path)
+    for epochs, resume in ((2, None), (4, tmp_path / "last.ckpt")):
+        module = Classifier(network())
+        parts.reset()
+        callback = AttentionCallback(parts, module.network, lambda batch: batch["name"])
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, save_last=True, save_top_k=0)
+        fit(module, [callback, saver], epochs, tmp_path, resume)
+    assert_same(parts, whole)
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_step_that_does_not_call_the_network_once_is_refused(calls, tmp_path):
+    module = Classifier(network(), calls)
+    module.network.weight = nn.Parameter(torch.zeros(1))
+    callback = AttentionCallback(accumulator(), module.network, lambda batch: batch["name"])
+    with pytest.raises(RuntimeError, match=f"once, got {calls} calls"):
+        fit(module, [callback], 1, tmp_path)
+    assert not module.network._forward_hooks
+
+
+def test_a_network_without_score_maps_is_refused_and_no_hook_stays(tmp_path):
+    module = Classifier(network())
+    callback = AttentionCallback(accumulator(), module.network[0], lambda batch: batch["name"])
+    with pytest.raises(TypeError, match=r"expected a network that returns CAMOutput, got Tensor; wrap_classifier it"):
+        fit(module, [callback], 1, tmp_path)
+    assert not module.network[0]._forward_hooks
+    with pytest.raises(TypeError, match="expected an AttentionAccumulator and a module, got Sequential and"):
+        AttentionCallback(module.network, accumulator(), lambda batch: batch["name"])
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_maps_of_both(tmp_path):
+    """Lightning's own sampler shares the images out; each process saves what it holds in the end."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            from test_lightning import AttentionCallback, Classifier, accumulator, fit, lightning, network
+            kept, module = accumulator(gate=None), Classifier(network())
+            callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+            saver = lightning.callbacks.ModelCheckpoint(dirpath=sys.argv[1], save_last=True, save_top_k=0)
+            fit(module, [callback, saver], 2, sys.argv[1], strategy="ddp", devices=2)
+            kept.save(f"{sys.argv[1]}/{os.environ.get('LOCAL_RANK', 0)}.safetensors")
+            """
+        )
+    )
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (AttentionAccumulator.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert_same(first, second)
+    assert first.counts.sum(1).tolist() == (2 * LABELS.sum(1)).tolist()
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    restored = accumulator(gate=None)
+    restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
+    assert_same(restored, first)
