@@ -14,6 +14,7 @@ from oaa_lib.inference import multi_scale_attention
 from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
 from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
+from oaa_lib.thresholds import ThresholdSweep, two_fold
 from oaa_lib.views import View
 from oaa_lib.watching import Snapshots, Statistics
 from oaa_lib.wrapping import WrappedClassifier, wrap_classifier
@@ -37,6 +38,7 @@ __all__ = [
     "NoisyOr",
     "Snapshots",
     "Statistics",
+    "ThresholdSweep",
     "View",
     "WrappedClassifier",
     "attention_drop",
@@ -48,5 +50,6 @@ __all__ = [
     "pseudo_label_from_cues",
     "score_gate",
     "topk_gate",
+    "two_fold",
     "wrap_classifier",
 ]

@@ -81,6 +81,14 @@ class ConfusionMatrix:
         hits = self.counts.diagonal().double()
         return hits / (self.counts.sum(0) + self.counts.sum(1) - hits)
 
+    def precision(self) -> Tensor:
+        """(num_classes,) float64 in [0, 1]: of what is predicted as a class, the share that is it; NaN if none is."""
+        return self.counts.diagonal().double() / self.counts.sum(0)
+
+    def recall(self) -> Tensor:
+        """(num_classes,) float64 in [0, 1]: of a class, the share predicted as it; NaN if the targets have none."""
+        return self.counts.diagonal().double() / self.counts.sum(1)
+
     def mean_iou(self) -> float:
         """Mean IoU in [0, 1] over the classes that occur in target or prediction; NaN before the first update."""
         return self.iou().nanmean().item()

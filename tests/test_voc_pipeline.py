@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data import AttentionImages, VOCFolder, make_loader
-from evaluate_cues import confusion_at_thresholds, count_cues, foreground, mean_ious
+from evaluate_cues import evaluate_maps, foreground, sweep_cues
 from networks import Geometry
 from PIL import Image
 from recipes import add_options, resolve
@@ -215,10 +215,15 @@ def test_the_stages_after_training_go_together(voc, trained, tmp_path):
         assert set(np.unique(np.asarray(image))) <= {0, 1, 2, 255}
         assert image.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
     scores = ["--voc-root", voc, "--maps", maps, "--labels", labels, "--json", tmp_path / "scores.json"]
-    text = run("evaluate_cues.py", *scores)
+    text = run("evaluate_cues.py", *scores, "--curve", tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (1200, 504)
     assert text.splitlines()[-1].startswith("done: best is")
-    results = json.loads((tmp_path / "scores.json").read_text())
-    assert len(results[str(maps)]["curve"]) == 256
+    results = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    assert len(results[str(maps)]["curve"]) == len(results[str(maps)]["curve_recall"]) == 256
+    for name in ("iou", "precision", "recall"):
+        assert list(results[str(maps)][f"class_{name}"]) == list(results[str(labels)][f"class_{name}"])
+    assert (results[str(maps)]["split"], results[str(maps)]["threshold_from"]) == ("train", "the other half")
     assert 0 <= results[str(labels)]["mean_iou"] <= 1
 
 
@@ -255,7 +260,9 @@ def test_cue_counts_equal_the_metric_at_every_threshold(voc, tmp_path):
         for c in data.class_ids(name):
             size = tuple(data.mask(name).shape)
             Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / f"{name}_{c}.png")
-    curve = mean_ious(confusion_at_thresholds(count_cues(data, tmp_path).sum(0)))
+    even, odd = sweep_cues(data, tmp_path)
+    curve = evaluate_maps(data, tmp_path)["curve"]
+    assert int(even.counts.sum() + odd.counts.sum()) == sum(int((data.mask(n) != 255).sum()) for n in data.names)
     for level in (0, 1, 77, 200, 255):
         matrix = ConfusionMatrix(3)
         for name in data.names:
@@ -263,7 +270,7 @@ def test_cue_counts_equal_the_metric_at_every_threshold(voc, tmp_path):
             maps = np.stack([np.asarray(Image.open(tmp_path / f"{name}_{c}.png")) for c in ids])
             label = np.where(maps.max(0) >= level, np.array(ids)[maps.argmax(0)] + 1, 0)
             matrix.update(torch.from_numpy(label), data.mask(name))
-        assert curve[level].item() == pytest.approx(matrix.mean_iou(), abs=1e-12)
+        assert curve[level] == pytest.approx(matrix.mean_iou(), abs=1e-12)
 
 
 def test_precision_and_recall_are_of_the_pixels_of_all_classes():

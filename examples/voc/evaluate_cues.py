@@ -8,9 +8,11 @@ for: on the train split each half is scored with the threshold that is best on t
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,41 +21,31 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from oaa_lib import ConfusionMatrix
-
-LEVELS = 256  # the maps are 8-bit, so these thresholds are all there are
+from oaa_lib import ConfusionMatrix, ThresholdSweep, two_fold
 
 
-def count_cues(folder: VOCFolder, maps: Path) -> Tensor:
-    """(2, LEVELS, C + 1, C + 1) int64: pixels by half of the images, strength of the winner, truth, winning class."""
+def sweep_cues(folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, ThresholdSweep]:
+    """Two halves of the images, even rows and odd rows, at every threshold; counted on all cores."""
     groups = [range(start, min(start + 16, len(folder))) for start in range(0, len(folder), 16)]
-    counts = spread(partial(count_images, folder=folder, maps=maps), groups, str(maps))
-    return torch.stack(counts).sum(0)
+    parts = spread(partial(sweep_images, folder=folder, maps=maps), groups, str(maps))
+    even, odd = ThresholdSweep(len(folder.classes)), ThresholdSweep(len(folder.classes))
+    for part in parts:
+        even.merge(part[0])
+        odd.merge(part[1])
+    return even, odd
 
 
-def count_images(rows: Sequence[int], *, folder: VOCFolder, maps: Path) -> Tensor:
-    """The same of some of the images; even rows are one half, odd rows the other."""
-    width = len(folder.classes) + 1
-    counts = torch.zeros(2, LEVELS, width, width, dtype=torch.int64)
+def sweep_images(rows: Sequence[int], *, folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, ThresholdSweep]:
+    """The same of some of the images."""
+    halves = ThresholdSweep(len(folder.classes)), ThresholdSweep(len(folder.classes))
     for row in rows:
-        counts[row % 2] += count_image(folder.names[row], folder=folder, maps=maps)
-    return counts
-
-
-def count_image(name: str, *, folder: VOCFolder, maps: Path) -> Tensor:
-    """(LEVELS, C + 1, C + 1) int64: the same of one image."""
-    width = len(folder.classes) + 1
-    truth = folder.mask(name)
-    strength, winner = torch.zeros_like(truth), torch.zeros_like(truth)
-    class_ids = folder.class_ids(name)
-    if class_ids:
+        name = folder.names[row]
+        truth, class_ids = folder.mask(name), folder.class_ids(name)
         size = (truth.shape[0], truth.shape[1])
-        stack = torch.stack([read_map(maps / f"{name}_{c}.png", size) for c in class_ids]).long()
-        strength, which = stack.max(0)
-        winner = torch.tensor(class_ids)[which] + 1
-    valid = truth != 255
-    cell = (strength[valid] * width + truth[valid]) * width + winner[valid]
-    return torch.bincount(cell, minlength=LEVELS * width * width).view(LEVELS, width, width)
+        stack = [read_map(maps / f"{name}_{c}.png", size) for c in class_ids]
+        attention = torch.stack(stack) if stack else torch.empty(0, *size)
+        halves[row % 2].update(attention, class_ids, truth)
+    return halves
 
 
 def read_map(path: Path, size: tuple[int, int]) -> Tensor:
@@ -73,27 +65,6 @@ def read_map(path: Path, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def confusion_at_thresholds(counts: Tensor) -> Tensor:
-    """(LEVELS, C + 1, C + 1) confusion matrices from counts of the same shape: level t keeps strengths >= t."""
-    kept = counts.flip(0).cumsum(0).flip(0)
-    lost = (counts.sum(0) - kept).sum(-1)  # below the threshold: predicted as background, whatever the winner
-    kept[:, :, 0] += lost
-    return kept
-
-
-def mean_ious(confusion: Tensor) -> Tensor:
-    """(LEVELS,) mean IoU of each matrix; `ConfusionMatrix.mean_iou` of all of them at once."""
-    hits = confusion.diagonal(dim1=-2, dim2=-1).double()
-    return (hits / (confusion.sum(-1) + confusion.sum(-2) - hits)).nanmean(-1)
-
-
-def score(confusion: Tensor) -> ConfusionMatrix:
-    """The metric object of a confusion matrix."""
-    matrix = ConfusionMatrix(len(confusion))
-    matrix.counts += confusion
-    return matrix
-
-
 def foreground(matrix: ConfusionMatrix) -> dict[str, float]:
     """Of all classes together: precision, the share of what is shown that is right; recall, that of the truth shown."""
     counts = matrix.counts.double()
@@ -101,31 +72,48 @@ def foreground(matrix: ConfusionMatrix) -> dict[str, float]:
     return {"precision": (right / counts[:, 1:].sum()).item(), "recall": (right / counts[1:].sum()).item()}
 
 
-def evaluate_maps(data: VOCFolder, folder: Path, threshold_counts: Tensor | None = None) -> dict[str, object]:
-    """Scores of one map folder; ``threshold_counts`` are those of the maps that choose the threshold, if others do."""
-    counts = count_cues(data, folder)
-    if threshold_counts is None:
-        halves = [confusion_at_thresholds(half) for half in counts]
-        levels = [int(mean_ious(halves[1 - half]).argmax()) for half in (0, 1)]
-        matrix = score(halves[0][levels[0]] + halves[1][levels[1]])
+def evaluate_maps(
+    data: VOCFolder, folder: Path, threshold_from: tuple[VOCFolder, Path] | None = None
+) -> dict[str, Any]:
+    """Scores of one map folder; with ``threshold_from`` at the threshold that is best for those images and maps."""
+    even, odd = sweep_cues(data, folder)
+    if threshold_from is None:
+        matrix, thresholds = two_fold(even, odd)
     else:
-        levels = [int(mean_ious(confusion_at_thresholds(threshold_counts.sum(0))).argmax())]
-        matrix = score(confusion_at_thresholds(counts.sum(0))[levels[0]])
-    curve = mean_ious(confusion_at_thresholds(counts.sum(0)))
+        other = sweep_cues(*threshold_from)
+        thresholds = (other[0].merge(other[1]).best_threshold(),)
+        matrix = even.at(*thresholds).merge(odd.at(*thresholds))
+    whole = even.merge(odd)
+    curve = whole.mean_iou()
     return {
         "split": data.split,
         "images": len(data),
         "mean_iou": matrix.mean_iou(),
         "foreground": foreground(matrix),
-        "thresholds": [level / 255 for level in levels],
+        "thresholds": list(thresholds),
+        "threshold_from": "the other half" if threshold_from is None else threshold_from[0].split,
         "oracle_mean_iou": curve.max().item(),
-        "oracle_threshold": curve.argmax().item() / 255,
-        "class_iou": dict(zip(["background", *data.classes], matrix.iou().tolist(), strict=True)),
-        "curve": curve.tolist(),
+        "oracle_threshold": whole.best_threshold(),
+        **by_class(data, matrix),
+        "curve": plain(curve),
+        "curve_precision": plain(whole.precision()[:, 1:].nanmean(1)),
+        "curve_recall": plain(whole.recall()[:, 1:].nanmean(1)),
     }
 
 
-def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, object]:
+def by_class(data: VOCFolder, matrix: ConfusionMatrix) -> dict[str, dict[str, float | None]]:
+    """IoU, precision and recall of each class; None where there is none."""
+    names = ["background", *data.classes]
+    values = {"class_iou": matrix.iou(), "class_precision": matrix.precision(), "class_recall": matrix.recall()}
+    return {key: dict(zip(names, plain(value), strict=True)) for key, value in values.items()}
+
+
+def plain(values: Tensor) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, Any]:
     """Scores of a folder of label images; ignored pixels are left out and their share is told."""
     matrix = ConfusionMatrix(len(data.classes) + 1)
     ignored = pixels = 0
@@ -146,8 +134,30 @@ def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, object]:
         "mean_iou": matrix.mean_iou(),
         "foreground": foreground(matrix),
         "ignored": ignored / pixels,
-        "class_iou": dict(zip(["background", *data.classes], matrix.iou().tolist(), strict=True)),
+        **by_class(data, matrix),
     }
+
+
+def draw_curves(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Mean IoU over the threshold, and precision over recall of the classes, for each folder."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    over_threshold, over_recall = figure.subplots(1, 2)
+    for folder, result in results.items():
+        (line,) = over_threshold.plot(
+            np.linspace(0, 1, len(result["curve"])), 100 * np.array(result["curve"], float), label=folder
+        )
+        for threshold in result["thresholds"]:
+            over_threshold.axvline(threshold, color=line.get_color(), linestyle=":", linewidth=1)
+        recall, precision = (100 * np.array(result[f"curve_{name}"], float) for name in ("recall", "precision"))
+        over_recall.plot(recall, precision)
+    told = next(iter(results.values()))
+    over_threshold.set(xlabel="threshold (dotted: as chosen)", ylabel="mIoU in %")
+    over_threshold.set_title(f"{told['split']}, {told['images']} images; thresholds from {told['threshold_from']}")
+    over_threshold.legend()
+    over_recall.set(xlabel="recall in %, mean of the classes", ylabel="precision in %", title="without background")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -160,23 +170,27 @@ def main() -> None:
         "--threshold-from", type=Path, nargs="*", help="train-split maps, one folder for each of --maps"
     )
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="folders of label images NAME.png")
-    parser.add_argument("--json", type=Path, help="also write all numbers here")
+    parser.add_argument("--json", type=Path, help="also write all numbers here, those of each class too")
+    parser.add_argument(
+        "--curve", type=Path, help="also draw mIoU, precision and recall over the threshold here (.png)"
+    )
     arguments = parser.parse_args()
     if not arguments.maps and not arguments.labels:
         parser.error("give at least one folder with --maps or --labels")
     if arguments.threshold_from is not None and len(arguments.threshold_from) != len(arguments.maps):
         parser.error("give one --threshold-from folder for each --maps folder")
 
-    if arguments.json:
-        with explained(f"--json {arguments.json}", "choose a place that can be written to"):
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    for option, path in (("--json", arguments.json), ("--curve", arguments.curve)):
+        if path:
+            with explained(f"{option} {path}", "choose a place that can be written to"):
+                path.parent.mkdir(parents=True, exist_ok=True)
     data = VOCFolder(arguments.voc_root, arguments.split)
     train = VOCFolder(arguments.voc_root, "train") if arguments.threshold_from else data
-    results: dict[str, dict[str, object]] = {}
+    results: dict[str, dict[str, Any]] = {}
     print(f"{'maps':40} {'split':>6} {'images':>6} {'mIoU %':>7} {'threshold':>11} {'oracle':>7}")
     for position, folder in enumerate(arguments.maps):
         source = arguments.threshold_from
-        result = evaluate_maps(data, folder, count_cues(train, source[position]) if source else None)
+        result = evaluate_maps(data, folder, (train, source[position]) if source else None)
         levels = "/".join(f"{level:.2f}" for level in result["thresholds"])
         print(
             f"{folder!s:40.40} {data.split:>6} {len(data):6} {100 * result['mean_iou']:7.2f} {levels:>11} "
@@ -193,6 +207,11 @@ def main() -> None:
     if arguments.json:
         with explained(f"--json {arguments.json}", "the scores are above"):
             write_text(arguments.json, json.dumps(results, indent=1))
+    if arguments.curve:
+        if not arguments.maps:
+            parser.error("--curve draws the scores of --maps: give at least one folder")
+        with explained(f"--curve {arguments.curve}", "the scores are above"):
+            draw_curves({str(folder): results[str(folder)] for folder in arguments.maps}, arguments.curve)
     best = max(results, key=lambda key: results[key]["mean_iou"])
     print(f"done: best is {best} with mIoU {100 * results[best]['mean_iou']:.2f} on {data.split}")
 
