@@ -14,6 +14,7 @@ from oaa_lib.inference import multi_scale_attention
 from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
 from oaa_lib.metrics import ConfusionMatrix
 from oaa_lib.pseudo_labels import pseudo_label_from_cues
+from oaa_lib.refinement import pixel_adaptive_refinement
 from oaa_lib.thresholds import ThresholdSweep, two_fold
 from oaa_lib.views import View
 from oaa_lib.watching import Snapshots, Statistics
@@ -47,6 +48,7 @@ __all__ = [
     "multi_scale_attention",
     "multilabel_cross_entropy",
     "normalize_attention",
+    "pixel_adaptive_refinement",
     "pseudo_label_from_cues",
     "score_gate",
     "topk_gate",

@@ -20,6 +20,8 @@ from PIL import Image
 from recipes import PAPER, RECIPES, replace_checked
 from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)
 
+from oaa_lib import pixel_adaptive_refinement
+
 TINY = ["--recipe", "small", "--backbone", "efficientnet_lite0", "--weights", "none", "--workers", 0]
 TINY += ["--crop", 49, "--batch-size", 2, "--iterations", 1]
 CRF = {"crf_iterations": 3, "crf_gaussian": (2, 2), "crf_bilateral": (6, 25, 4)}
@@ -304,3 +306,55 @@ def test_a_part_that_is_none_is_refused(script, part):
     needed = ["--voc-root", "x", "--run", "x", "--out", "x", *(["--source", "cam"] * (script != "evaluate.py"))]
     text = run(script, *needed, f"--part={part}", expect=1)
     assert f"--part: expected I/N with I from 0 to N - 1, such as 0/4, got {part}" in text
+
+
+@pytest.fixture
+def maps(voc, tmp_path):  # noqa: F811
+    rng = np.random.default_rng(0)
+    data = VOCFolder(voc, "train")
+    (tmp_path / "maps").mkdir()
+    for name in data.names:
+        for c in data.class_ids(name):
+            values = rng.integers(0, 256, tuple(data.mask(name).shape), dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / "maps" / f"{name}_{c}.png")
+    return tmp_path / "maps"
+
+
+@needs_pydensecrf
+@pytest.mark.slow
+def test_refined_cues_are_written_like_the_cues_and_go_on(voc, maps, tmp_path):  # noqa: F811
+    data = VOCFolder(voc, "train")
+    for method, options in {"pamr": ["--iterations", 2], "crf": ["--background-level", 0.4]}.items():
+        out = tmp_path / method
+        command = ["--voc-root", voc, "--maps", maps, "--out", out, "--method", method, *options, "--device", "cpu"]
+        assert "done: maps of 6 images refined (" in run("refine_cues.py", *command)
+        assert sorted(path.name for path in out.glob("*.png")) == sorted(path.name for path in maps.iterdir())
+        expected = refined(data, maps, "c", method)
+        for c, values in zip(data.class_ids("c"), expected, strict=True):
+            found = np.asarray(Image.open(out / f"c_{c}.png"))
+            np.testing.assert_allclose(found, 255 * values, atol=0.51)
+        (out / "d_1.png").unlink()
+        assert "done: maps of 1 images refined (" in run("refine_cues.py", *command)
+        assert "done: maps of 0 images refined, 6 were there" in run("refine_cues.py", *command)
+        text = run("refine_cues.py", *command, "--iterations", 3, expect=1)
+        assert "made with other settings" in text
+
+
+def refined(data, maps, name, method):
+    attention = np.stack(
+        [np.asarray(Image.open(maps / f"{name}_{c}.png")) / np.float32(255) for c in data.class_ids(name)]
+    )
+    photograph = np.asarray(data.photograph(name))
+    if method == "pamr":
+        image = torch.tensor(photograph).permute(2, 0, 1)[None].float()
+        return pixel_adaptive_refinement(image, torch.from_numpy(attention)[None], iterations=2)[0].numpy()
+    scores = np.concatenate([np.full_like(attention[:1], 0.4), attention])
+    release = {"gaussian": (1, 3), "bilateral": (67, 3, 4)}  # recipes: dense CRF of the PyTorch release
+    return dense_crf(scores / scores.sum(0), photograph, iterations=10, **release)[1:]
+
+
+def test_a_missing_map_or_a_level_out_of_range_is_told(voc, maps, tmp_path):  # noqa: F811
+    command = ["--voc-root", voc, "--maps", maps, "--out", tmp_path / "out", "--method", "pamr", "--device", "cpu"]
+    assert "--background-level in (0, 1]" in run("refine_cues.py", *command, "--background-level", 0, expect=2)
+    (maps / "e_0.png").unlink()
+    assert "e_0.png is missing; run export_attention.py" in run("refine_cues.py", *command, expect=1)
