@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE / "voc"))
+sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
 from data import VOCFolder, appearing, explained, read_label, read_lines, spread, voc_palette
 from evaluate_cues import read_map
@@ -39,6 +38,7 @@ from networks import BACKBONES
 from reproduce import TABLES
 from training import finished, read_json
 
+TEMPLATE = Path(__file__).resolve().with_suffix(".html")
 SIDE = 320  # pixels of a photograph's longer side in the page
 SHOWN = ("cam", "max", "hybrid")  # whose maps of single images are looked at
 LABELS = ("hybrid", "max", "mean", "cam_flip", "cam")  # whose pseudo labels, the first that are there
@@ -133,7 +133,7 @@ class Run:
                 raise SystemExit(
                     f"{self.path} was trained on other images or labels: {name} is not the same (--voc-root)"
                 )
-        return Watched([f"{step / length:.3g}" for step in steps], cumulative, latest)
+        return Watched([f"{step / length:.1f}".removesuffix(".0") for step in steps], cumulative, latest)
 
     def _final(self) -> AttentionAccumulator | None:
         path = self.path / "attention" / "max.safetensors"
@@ -303,10 +303,11 @@ def film(maps: Tensor) -> dict[str, Any]:
 
 
 def label_picture(label: Tensor, size: tuple[int, int]) -> str:
-    """A label image in VOC's colours; background is clear, ignored pixels are white."""
+    """A label image in VOC's colours; background is clear, ignored pixels are a thin white."""
     picture = Image.fromarray(label.numpy().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     picture.putpalette([*voc_palette()[: 255 * 3], 255, 255, 255])
-    return data_uri(picture, "PNG", transparency=0, optimize=True)
+    clear = bytes([0, *[255] * 254, 128])
+    return data_uri(picture, "PNG", transparency=clear, optimize=True)
 
 
 def colours() -> str:
@@ -344,8 +345,7 @@ def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int])
                 iou = class_ious(stack, class_ids, truth, level, len(run.data.classes))[pair.place]
             notes.append(told(iou) if maps[pair.place].any() else "nothing so far")
         shown.append(
-            {"title": "Accumulated (OAA)", "notes": notes, "align": run.align, "threshold": level}
-            | film(kept[:, pair.place])
+            {"title": "Accumulated", "notes": notes, "align": run.align, "threshold": level} | film(kept[:, pair.place])
         )
     for key, title in (("cam", "CAM"), ("hybrid", "OAA+")):
         method = run.methods[key]
@@ -477,34 +477,41 @@ class Curve:
         return [(x, y) for x, y in pairs if x is not None and y is not None and not math.isnan(x + y)]
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two, about five."""
+def tick_step(low: float, high: float) -> float:
+    """A round number that fits between two about four times."""
     rough = (high - low) / 4
     unit = 10 ** math.floor(math.log10(rough))
-    step = min((factor * unit for factor in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
+    return min((factor * unit for factor in (1, 2, 5, 10)), key=lambda step: abs(step - rough))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two."""
+    step = tick_step(low, high)
     return [round(k * step, 10) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve], top: float | None = None) -> str:
+def chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> str:
     """Lines over axes as SVG, coloured by the page's style sheet; "" where there is nothing to draw."""
     curves = [curve for curve in curves if len(curve.points()) > 1]
     if not curves:
         return ""
     points = [point for curve in curves for point in curve.points()]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(0.0, *(y for _, y in points)), top or max(y for _, y in points) or 1.0
-    right = right if right > left else left + 1
+    low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
+    right, high = (right if right > left else left + 1), (high if high > low else low + 1)
+    step = tick_step(low, high)
+    high = step * math.ceil(high / step - 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return 52 + 356 * (x - left) / (right - left), 196 - 184 * (y - low) / (high - low)
+        return 48 + 302 * (x - left) / (right - left), 176 - 166 * (y - low) / (high - low)
 
     parts = []
     for value in ticks(low, high):
         _, y = place(left, value)
-        parts.append(f'<path class="grid" d="M52 {y:.1f}H408"/><text x="46" y="{y + 4:.1f}" class="y">{value:g}</text>')
+        parts.append(f'<path class="grid" d="M48 {y:.1f}H350"/><text x="43" y="{y + 4:.1f}" class="y">{value:g}</text>')
     for value in ticks(left, right):
         x, _ = place(value, low)
-        parts.append(f'<path class="grid" d="M{x:.1f} 196v5"/><text x="{x:.1f}" y="215" class="x">{value:g}</text>')
+        parts.append(f'<path class="grid" d="M{x:.1f} 176v5"/><text x="{x:.1f}" y="194" class="x">{value:g}</text>')
     for number, curve in enumerate(curves):
         line = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in curve.points())
         parts.append(f'<polyline class="line k{number}" points="{line}"/>')
@@ -512,24 +519,25 @@ def chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve], top: 
         for mark in curve.marks:
             near = min(known, key=lambda x, mark=mark: abs(x - mark))
             x, y = place(near, known[near])
-            parts.append(f'<circle class="dot k{number}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-    parts.append(f'<path class="axis" d="M52 12V196H408"/><text x="230" y="236" class="x">{escape(x_label)}</text>')
-    parts.append(f'<text x="12" y="104" class="x" transform="rotate(-90 12 104)">{escape(y_label)}</text>')
+            parts.append(f'<circle class="dot k{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+    parts.append(f'<path class="axis" d="M48 10V176H350"/><text x="199" y="213" class="x">{escape(x_label)}</text>')
+    parts.append(f'<text x="12" y="93" class="x" transform="rotate(-90 12 93)">{escape(y_label)}</text>')
     said = "; ".join(
         f"{curve.name}: {first[1]:.3g} at {first[0]:.3g}, {last[1]:.3g} at {last[0]:.3g}, "
         f"lowest {min(y for _, y in curve.points()):.3g}, highest {max(y for _, y in curve.points()):.3g}"
         for curve in curves
         for first, last in [(curve.points()[0], curve.points()[-1])]
     )
-    legend = "".join(
+    entries = "".join(
         f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><path class="line k{number}" d="M0 4H28"/></svg>'
         f"{escape(curve.name)}</li>"
         for number, curve in enumerate(curves)
     )
+    legend = f"<ul>{entries}</ul>" if len(curves) > 1 else ""
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 420 244" role="img" aria-label="{escape(f"{title}. {y_label} over {x_label}. {said}")}">'
-        f"{''.join(parts)}</svg><ul>{legend}</ul></figure>"
+        f'<svg viewBox="0 0 360 220" role="img" aria-label="{escape(f"{title}. {y_label} over {x_label}. {said}")}">'
+        f"{''.join(parts)}</svg>{legend}</figure>"
     )
 
 
@@ -537,7 +545,7 @@ def curves(run: Run) -> str:
     """Everything that was logged, and cue quality over the threshold."""
     log, scores = run.log("attention"), {m.title: m.scores for m in run.methods.values() if m.scores}
     stage_2 = {run.methods[name].title: run.log(name) for name in ("hybrid", "mce")}
-    networks = {path.name: run.log(f"networks/{path.name}") for path in sorted((run.path / "networks").glob("*"))}
+    networks = {method.title: run.log(f"networks/{name}_100") for name, method in run.methods.items()}
 
     def logged(column: str, names: dict[str, dict[str, list[float]]]) -> list[Curve]:
         return [Curve(name, log["epoch"], log[column]) for name, log in names.items() if column in log]
@@ -552,7 +560,6 @@ def curves(run: Run) -> str:
             "Does attention still move?",
             *("epoch", "share, similarity"),
             [Curve(name, log["epoch"], log[column]) for column, name in shares.items() if column in log],
-            1,
         ),
         chart("Pairs that hold nothing", "epoch", "pairs", logged("pairs_empty", {"pairs": log})),
         chart("Integral attention models: loss", "epoch", "loss", logged("loss", stage_2)),
@@ -579,8 +586,9 @@ def in_percent(values: Iterable[float | None]) -> list[float | None]:
 def facts(run: Run, voc_root: Path) -> str:
     """What the run is."""
     arguments, recipe, data = run.settings["arguments"], run.settings["recipe"], run.settings["data"]
+    lists = " and ".join(name for name in (data["split"], arguments.get("negatives")) if name)
     told = {
-        "data": f"{voc_root.resolve().name}, {data['split']}: {data['images']} images, {len(data['classes'])} classes",
+        "data": f"{voc_root.resolve().name}, {lists}: {data['images']} images, {len(data['classes'])} classes",
         "classifier": f"{arguments['backbone']}, {recipe['iterations']} iterations of {recipe['batch_size']} images",
         "recipe": arguments["recipe"],
         "seed": arguments["seed"],
@@ -597,15 +605,13 @@ def facts(run: Run, voc_root: Path) -> str:
 
 def definitions(run: Run, failure: float, most: int) -> str:
     """How gain and failure are meant."""
-    ours = run.methods[run.best].title
-    return (
-        f"<p><b>IoU</b> of a pair, an image and one of its classes: at the threshold of the method's own scores.json, each "
-        f"half of the images at the one that is best on the other half. A pixel takes the class of its strongest map, or "
-        f"background below the threshold. <b>Gain</b>: the pair's IoU with {escape(ours)} minus that with the CAM, in "
-        f"points. <b>Failure</b>: its IoU with {escape(ours)} is below {100 * failure:g} %. (The paper shows &ldquo;failure "
-        f"cases&rdquo; of its segmentation networks in figure 4, and does not say what makes one.) Shown are all watched "
-        f"images, the {most} largest gains and the {most} worst failures among the scored training images.</p>"
-    )
+    ours = escape(run.methods[run.best].title)
+    return f"""<p><b>IoU</b> of a pair, an image and one of its classes: at the threshold of the method's own scores.json,
+each half of the images at the one that is best on the other half. A pixel takes the class of its strongest map, or
+background below the threshold. <b>Gain</b>: the pair's IoU with {ours} minus that with the CAM, in points.
+<b>Failure</b>: its IoU with {ours} is below {100 * failure:g} %. (The paper's figure 4 has &ldquo;failure cases&rdquo; of
+its segmentation networks; it does not say what makes one.) Shown are all watched images, and of the scored training
+images the {most} largest gains and the {most} worst failures. In labels white is ignored.</p>"""
 
 
 def make_page(run: Run, voc_root: Path, *, most: int, failure: float) -> str:
@@ -623,7 +629,7 @@ def make_page(run: Run, voc_root: Path, *, most: int, failure: float) -> str:
         # "<" would let a name end the script element
         "data": json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    template = (HERE / "report.html").read_text(encoding="utf-8")
+    template = TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
