@@ -52,6 +52,8 @@ EXTRAS = {  # of those who use these modules
     "testing.py": {"hypothesis"},
     "augmentation.py": {"PIL", "torchvision"},
     "interop.py": {"PIL", "safetensors"},
+    "lightning.py": {"lightning"},
+    "plotting.py": {"matplotlib"},
 }
 
 
@@ -68,7 +70,8 @@ def test_the_core_imports_only_what_it_declares(path):
 
 
 def test_importing_the_library_imports_none_of_its_extras():
-    program = "import sys, oaa_lib; print([name for name in ('hypothesis', 'torchvision') if name in sys.modules])"
+    extras = ("hypothesis", "torchvision", "lightning", "matplotlib")
+    program = f"import sys, oaa_lib; print([name for name in {extras} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oaa_lib import View
 from oaa_lib.augmentation import transform_with_view
+from oaa_lib.plotting import voc_palette
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -167,19 +168,10 @@ def read_label(path: Path) -> Tensor:
         raise SystemExit(f"{path} cannot be read ({error}); make it again") from error
 
 
-def voc_palette() -> list[int]:
-    """VOC's colours, 256 x RGB: bit k of the label goes to bit 7 - k // 3 of channel k % 3."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        value = (np.arange(256) >> bit) & 1
-        colours[:, bit % 3] |= (value << (7 - bit // 3)).astype(np.uint8)
-    return colours.flatten().tolist()
-
-
 def write_label(path: Path, label: np.ndarray) -> None:
     """One label image (H, W) with VOC's palette, as VOC's server takes it; it appears whole or not at all."""
     image = Image.fromarray(label.astype(np.uint8), mode="P")
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     write_image(path, image)
 
 
