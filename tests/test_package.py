@@ -79,3 +79,8 @@ def test_importing_the_library_imports_none_of_its_extras():
 def test_every_public_name_exists_and_is_documented():
     for name in oaa_lib.__all__:
         assert getattr(oaa_lib, name).__doc__, name
+
+
+def test_pre_commit_formats_with_the_version_of_make_test():
+    pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ruff=="))
+    assert (ROOT / ".pre-commit-config.yaml").read_text().count(f"[{pin}]") == 2
