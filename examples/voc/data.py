@@ -57,7 +57,14 @@ class VOCFolder:
         self._mask_folders = [f for f in ("SegmentationClass", "SegmentationClassAug") if (root / f).is_dir()]
         label_ids = self._read_labels() if labelled else {name: [] for name in self._read_list(f"{split}.txt")}
         if negatives is not None:
-            label_ids.update((name, []) for name in self._read_list(f"{negatives}.txt"))
+            empty = self._read_list(f"{negatives}.txt")
+            shown = [name for name in empty if label_ids.get(name)]
+            if shown:
+                raise SystemExit(
+                    f"--negatives {negatives}: expected images that show no class, but {len(shown)} have labels in "
+                    f"{split}, first {shown[0]}"
+                )
+            label_ids.update((name, []) for name in empty)
         if not label_ids:
             raise SystemExit(f"{self._list_path(split + '.txt')} names no image")
         self.names = list(label_ids)
