@@ -52,6 +52,8 @@ EXTRAS = {  # of those who use these modules
     "testing.py": {"hypothesis"},
     "augmentation.py": {"PIL", "torchvision"},
     "interop.py": {"PIL", "safetensors"},
+    "lightning.py": {"lightning"},
+    "plotting.py": {"matplotlib"},
 }
 
 
@@ -68,7 +70,8 @@ def test_the_core_imports_only_what_it_declares(path):
 
 
 def test_importing_the_library_imports_none_of_its_extras():
-    program = "import sys, oaa_lib; print([name for name in ('hypothesis', 'torchvision') if name in sys.modules])"
+    extras = ("hypothesis", "torchvision", "lightning", "matplotlib")
+    program = f"import sys, oaa_lib; print([name for name in {extras} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -76,3 +79,8 @@ def test_importing_the_library_imports_none_of_its_extras():
 def test_every_public_name_exists_and_is_documented():
     for name in oaa_lib.__all__:
         assert getattr(oaa_lib, name).__doc__, name
+
+
+def test_pre_commit_formats_with_the_version_of_make_test():
+    pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ruff=="))
+    assert (ROOT / ".pre-commit-config.yaml").read_text().count(f"[{pin}]") == 2

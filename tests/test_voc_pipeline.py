@@ -359,6 +359,11 @@ def test_a_mirrored_sample_is_the_mirror_image_and_its_view_says_so(voc):
         ),
         ("train_attention.py", ["--voc-root", "VOC", "--out", "OUT", "--negatives", "absent"], "does not exist"),
         (
+            "train_attention.py",
+            ["--voc-root", "VOC", "--out", "OUT", "--negatives", "val"],
+            "but 6 have labels in train",
+        ),
+        (
             "export_attention.py",
             ["--voc-root", "VOC", "--run", "OUT", "--source", "cam", "--out", "OUT"],
             "settings.json",

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data import VOC_CLASSES, VOCFolder, voc_palette
+from data import VOC_CLASSES, VOCFolder
 from PIL import Image
+
+from oaa_lib.plotting import voc_palette
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "voc"
 LABELS = {"a": [0, 14], "b": [7], "c": [11], "d": [11, 14], "e": [19], "f": [0]}  # a, b: train; c: val; c to f: SBD
@@ -52,7 +54,7 @@ def draw_mask(ids, size=(60, 40)):
 
 def save_mask(path, mask):
     image = Image.fromarray(mask, mode="P")
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     image.save(path)
 
 

@@ -1,14 +1,17 @@
 """reproduce.py: tables and figures from drawn images on, skipping what is done."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 
 import figures
 import numpy as np
 import pytest
 import reproduce
 from PIL import Image
-from test_voc_pipeline import run, voc  # noqa: F401  (a fixture)
+from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)
 
 OPTIONS = ["--recipe", "small", "--backbone", "efficientnet_lite0", "--weights", "none", "--workers", 0]
 TINY = ["--short-side 49 --batch-size 2 --iterations 4 --drop-at 3", "--crop 49 --batch-size 2 --iterations 1"]
@@ -76,7 +79,8 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
         with Image.open(tmp_path / f"figure{number}.jpg") as image:
             pixels = np.asarray(image.convert("L"))
         assert pixels.std() > 10
-        assert pixels.shape[1] / pixels.shape[0] == pytest.approx(1.9 * columns / (1.35 * rows), rel=0.02)
+        assert pixels.shape[1] == pytest.approx(209 * columns, abs=1)
+        assert rows * 60 / 90 < pixels.shape[0] / 209 <= rows * 90 / 60 + 0.2  # photographs and a line of titles
     launched.clear()
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
     assert launched == []
@@ -112,7 +116,13 @@ def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, mo
         label[: round(share * len(label))] = 3
         write_label(tmp_path / f"{name}.png", label)
     drawn = []
-    monkeypatch.setattr(figures, "draw", lambda titles, notes, rows, out: drawn.append((titles, notes)))
+
+    def sheet(rows, titles, notes):
+        drawn.append((titles, notes))
+        return figures_contact_sheet(rows, titles, notes)
+
+    figures_contact_sheet = figures.contact_sheet
+    monkeypatch.setattr(figures, "contact_sheet", sheet)
     figures.segmentations(data, {"OAA+": tmp_path}, tmp_path / "f.jpg", examples=2, failures=1)
     ((titles, notes),) = drawn
     assert titles == ["image", "OAA+", "truth"]
@@ -120,3 +130,23 @@ def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, mo
     assert shares[0] == 100
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 3
+
+
+@pytest.mark.slow
+def test_kill_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path):  # noqa: F811
+    """SIGTERM, as a cluster sends it: the training ends its step and saves; nothing is left running."""
+    long = TINY[0].replace("--iterations 4", "--iterations 10000")
+    options = ["--voc-root", voc, "--out", tmp_path, *OPTIONS, "--attention", long, "--seeds", 0, "--table", 1]
+    command = [sys.executable, EXAMPLES / "reproduce.py", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    settings = tmp_path / "seed0" / "attention" / "settings.json"
+    while process.poll() is None and not settings.exists():
+        time.sleep(0.02)
+    process.terminate()
+    text, _ = process.communicate(timeout=120)  # the stage has the pipe too: this ends when both are gone
+    assert process.returncode != 0
+    assert "train_attention.py stopped; when the cause is mended this same command goes on" in text
+    assert not (tmp_path / "seed0" / "attention" / "done.txt").exists()

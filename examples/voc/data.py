@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oaa_lib import View
 from oaa_lib.augmentation import transform_with_view
+from oaa_lib.plotting import voc_palette
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -56,7 +57,14 @@ class VOCFolder:
         self._mask_folders = [f for f in ("SegmentationClass", "SegmentationClassAug") if (root / f).is_dir()]
         label_ids = self._read_labels() if labelled else {name: [] for name in self._read_list(f"{split}.txt")}
         if negatives is not None:
-            label_ids.update((name, []) for name in self._read_list(f"{negatives}.txt"))
+            empty = self._read_list(f"{negatives}.txt")
+            shown = [name for name in empty if label_ids.get(name)]
+            if shown:
+                raise SystemExit(
+                    f"--negatives {negatives}: expected images that show no class, but {len(shown)} have labels in "
+                    f"{split}, first {shown[0]}"
+                )
+            label_ids.update((name, []) for name in empty)
         if not label_ids:
             raise SystemExit(f"{self._list_path(split + '.txt')} names no image")
         self.names = list(label_ids)
@@ -167,19 +175,10 @@ def read_label(path: Path) -> Tensor:
         raise SystemExit(f"{path} cannot be read ({error}); make it again") from error
 
 
-def voc_palette() -> list[int]:
-    """VOC's colours, 256 x RGB: bit k of the label goes to bit 7 - k // 3 of channel k % 3."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        value = (np.arange(256) >> bit) & 1
-        colours[:, bit % 3] |= (value << (7 - bit // 3)).astype(np.uint8)
-    return colours.flatten().tolist()
-
-
 def write_label(path: Path, label: np.ndarray) -> None:
     """One label image (H, W) with VOC's palette, as VOC's server takes it; it appears whole or not at all."""
     image = Image.fromarray(label.astype(np.uint8), mode="P")
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     write_image(path, image)
 
 

@@ -1,19 +1,17 @@
 """The paper's figures from a run: attention wandering (1), segmentations (4), attention of each method (5)."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, read_label, voc_palette
+from data import VOCFolder, read_label
 from evaluate_cues import read_map
 from networks import BACKBONES
 from torch import Tensor
 from torch.nn import functional as F
 from training import finished
 
-PALETTE = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
-PALETTE[255] = 255  # ignored pixels are white
+from oaa_lib.plotting import Overlay, contact_sheet
 
 
 def wandering(data: VOCFolder, run: Path, out: Path) -> None:
@@ -32,9 +30,9 @@ def wandering(data: VOCFolder, run: Path, out: Path) -> None:
     for name, maps in latest.items():
         photograph = np.asarray(data.photograph(name))
         cells = [*(maps[moment][0] for moment in moments), state["snapshots"]["cumulative"][name][-1][0]]
-        rows.append([photograph, *(overlay(photograph, at_size(c, photograph, align)) for c in cells)])
+        rows.append([photograph, *(Overlay(photograph, at_size(c, photograph, align)) for c in cells)])
     titles = ["image", *(f"after {taken[moment]} its" for moment in moments), "accumulated (max)"]
-    draw(titles, [data.classes[data.class_ids(name)[0]] for name in latest], rows, out)
+    contact_sheet(rows, titles, [data.classes[data.class_ids(name)[0]] for name in latest]).savefig(out, dpi=110)
 
 
 def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, out: Path) -> None:
@@ -52,13 +50,12 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
     for name in names:
         photograph, shown = np.asarray(data.photograph(name)), data.class_ids(name)[0]
         size = photograph.shape[:2]
-        values = [read_map(folder / f"{name}_{shown}.png", size).numpy() / 255 for folder in maps.values()]
-        heat = [overlay(photograph, attention) for attention in values]
+        heat = [Overlay(photograph, read_map(path / f"{name}_{shown}.png", size) / 255) for path in maps.values()]
         label = labels / f"{name}.png"  # none without a saliency map
         ends = [read_label(label) if label.exists() else torch.full(photograph.shape[:2], 255), data.mask(name)]
-        rows.append([photograph, *heat, *(PALETTE[end.numpy()] for end in ends)])
+        rows.append([photograph, *heat, *ends])
     titles = ["image", *maps, "proxy label", "truth"]
-    draw(titles, [data.classes[data.class_ids(name)[0]] for name in names], rows, out)
+    contact_sheet(rows, titles, [data.classes[data.class_ids(name)[0]] for name in names]).savefig(out, dpi=110)
 
 
 def segmentations(
@@ -85,41 +82,12 @@ def segmentations(
     rows = []
     for name in chosen:
         ends = [*(read_label(folder / f"{name}.png") for folder in results.values()), data.mask(name)]
-        rows.append([np.asarray(data.photograph(name)), *(PALETTE[end.numpy()] for end in ends)])
+        rows.append([data.photograph(name), *ends])
     notes = [f"{right(name):.0%}" for name in chosen]
-    draw(["image", *results, "truth"], notes, rows, out)
+    contact_sheet(rows, ["image", *results, "truth"], notes).savefig(out, dpi=110)
 
 
-def overlay(photograph: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 with attention (H, W) in [0, 1] on it, in perceptually even colours."""
-    from matplotlib import colormaps
-
-    heat = colormaps["inferno"](attention)[..., :3] * 255
-    return (0.35 * photograph + 0.65 * heat).astype(np.uint8)
-
-
-def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> np.ndarray:
+def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> Tensor:
     """A map (h, w) uint8 of the network's cells at the photograph's size, in [0, 1]."""
     cells = cells[None, None].float() / 255
-    return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0].numpy()
-
-
-def draw(titles: list[str], notes: list[str], rows: list[list[Any]], out: Path) -> None:
-    """A table of pictures with a title on each column and a note on each row."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(rows), len(titles), figsize=(1.9 * len(titles), 1.35 * len(rows)), squeeze=False, layout="constrained"
-    )
-    for title, axis in zip(titles, axes[0], strict=True):
-        axis.set_title(title, fontsize=9)
-    for row, note, pictures in zip(axes, notes, rows, strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture)
-            axis.set_axis_off()
-        row[0].text(4, 22, note, color="white", fontsize=8, backgroundcolor=(0, 0, 0, 0.6))
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0]

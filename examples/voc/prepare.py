@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import VOC_CLASSES, appearing, explained, voc_palette, write_label, write_text
+from data import VOC_CLASSES, appearing, explained, write_label, write_text
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from oaa_lib.plotting import voc_palette
 
 LISTS = Path("ImageSets/Segmentation")
 IMAGES = {"train": 1464, "val": 1449, "trainaug": 10582}  # trainaug = VOC train + all of SBD - VOC val
@@ -450,7 +452,7 @@ def masks(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"--masks {arguments.masks}: expected a folder with *.png, other than --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     weights = np.array([1 << 16, 1 << 8, 1])
-    codes = np.array(voc_palette()).reshape(256, 3) @ weights
+    codes = voc_palette().astype(int) @ weights
     order = np.argsort(codes)
 
     def convert(path: Path) -> None:

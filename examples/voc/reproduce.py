@@ -14,6 +14,7 @@ side by side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1
 import argparse
 import csv
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -172,7 +173,11 @@ def launch(script: str, options: list[str], processes: int) -> None:
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     print("$", " ".join(["python", *start[1:], f"examples/voc/{script}", *options]), flush=True)
-    if subprocess.run([*start, str(HERE / script), *options], check=False).returncode:
+    with subprocess.Popen([*start, str(HERE / script), *options]) as stage:
+        before = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())  # nothing outlives this script
+        stage.wait()
+        signal.signal(signal.SIGTERM, before)
+    if stage.returncode:
         raise SystemExit(f"{script} stopped; when the cause is mended this same command goes on from there")
 
 
@@ -184,7 +189,7 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         each = {}
         for seed in seeds:
             scores = read_json(seed.val(row.method, row.proportion) / "scores.json")
-            cues = {key: value for key, value in seed.cues(row.method).items() if key != "curve"}
+            cues = {key: value for key, value in seed.cues(row.method).items() if not key.startswith("curve")}
             each[seed.number] = {"val": scores, "cues": cues, "background_level": seed.level(row.method)}
         paper = row.paper.get(arguments.backbone, row.paper.get("vgg16"))
         rows.append({"row": row.title, "paper_val": paper, "seeds": each})
