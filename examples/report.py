@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
+from oaa_lib.plotting import COLOURS
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
@@ -311,10 +312,10 @@ def label_picture(label: Tensor, size: tuple[int, int]) -> str:
 
 
 def colours() -> str:
-    """256 colours that look evenly spaced, as hexadecimal digits."""
+    """256 colours, those of the library's pictures, as hexadecimal digits."""
     from matplotlib import colormaps
 
-    return bytes(colormaps["inferno"](np.arange(256), bytes=True)[:, :3]).hex()
+    return bytes(colormaps[COLOURS](np.arange(256), bytes=True)[:, :3]).hex()
 
 
 def told(iou: float | None) -> str:
@@ -606,11 +607,11 @@ def facts(run: Run, voc_root: Path) -> str:
 def definitions(run: Run, failure: float, most: int) -> str:
     """How gain and failure are meant."""
     ours = escape(run.methods[run.best].title)
-    return f"""<p><b>IoU</b> of a pair, an image and one of its classes: at the threshold of the method's own scores.json,
-each half of the images at the one that is best on the other half. A pixel takes the class of its strongest map, or
-background below the threshold. <b>Gain</b>: the pair's IoU with {ours} minus that with the CAM, in points.
-<b>Failure</b>: its IoU with {ours} is below {100 * failure:g} %. (The paper's figure 4 has &ldquo;failure cases&rdquo; of
-its segmentation networks; it does not say what makes one.) Shown are all watched images, and of the scored training
+    return f"""<p><b>IoU</b> of a pair, an image and one of its classes: at the threshold of the method's own
+scores.json, each half of the images at the one that is best on the other half. A pixel takes the class of its strongest
+map, or background below the threshold. <b>Gain</b>: the pair's IoU with {ours} minus that with the CAM, in points.
+<b>Failure</b>: its IoU with {ours} is below {100 * failure:g} %. (The paper's figure 4 has &ldquo;failure cases&rdquo;
+of its segmentation networks; it does not say what makes one.) Shown are all watched images, and of the scored training
 images the {most} largest gains and the {most} worst failures. In labels white is ignored.</p>"""
 
 
