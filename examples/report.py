@@ -28,11 +28,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
-from oaa_lib.plotting import COLOURS
+from oaa_lib.plotting import COLOURS, voc_palette
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
-from data import VOCFolder, appearing, explained, read_label, read_lines, spread, voc_palette
+from data import VOCFolder, appearing, explained, read_label, read_lines, spread
 from evaluate_cues import read_map
 from figures import at_size
 from networks import BACKBONES
@@ -230,6 +230,7 @@ def image_ious(
     name: str, *, data: VOCFolder, methods: dict[str, Method], rows: dict[str, int]
 ) -> dict[str, list[float | None]]:
     """Those of one image with each method that has a threshold and maps of it."""
+    torch.set_num_threads(1)  # there is a process on each core
     class_ids, truth, ious = data.class_ids(name), data.mask(name), {}
     for key, method in methods.items():
         level = method.threshold(rows.get(name, 0))
@@ -306,7 +307,9 @@ def film(maps: Tensor) -> dict[str, Any]:
 def label_picture(label: Tensor, size: tuple[int, int]) -> str:
     """A label image in VOC's colours; background is clear, ignored pixels are a thin white."""
     picture = Image.fromarray(label.numpy().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    picture.putpalette([*voc_palette()[: 255 * 3], 255, 255, 255])
+    palette = voc_palette()
+    palette[255] = 255
+    picture.putpalette(palette.tobytes())
     clear = bytes([0, *[255] * 254, 128])
     return data_uri(picture, "PNG", transparency=clear, optimize=True)
 
@@ -341,9 +344,10 @@ def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int])
         for maps in kept:
             iou = None
             if truth is not None and level is not None:
-                resized = np.stack([at_size(m, np.asarray(photograph), run.align) for m in maps])
-                stack = torch.from_numpy((255 * resized).round().astype(np.uint8))
-                iou = class_ious(stack, class_ids, truth, level, len(run.data.classes))[pair.place]
+                resized = torch.stack([at_size(m, np.asarray(photograph), run.align) for m in maps])
+                iou = class_ious(
+                    (255 * resized).round().to(torch.uint8), class_ids, truth, level, len(run.data.classes)
+                )[pair.place]
             notes.append(told(iou) if maps[pair.place].any() else "nothing so far")
         shown.append(
             {"title": "Accumulated", "notes": notes, "align": run.align, "threshold": level} | film(kept[:, pair.place])
@@ -373,8 +377,7 @@ def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int])
 def pictures(run: Run, pairs: Sequence[Pair], failure: float) -> dict[str, Any]:
     """All that the page's script needs."""
     photographs: dict[str, Any] = {}
-    cards = []
-    palette = voc_palette()
+    cards, palette = [], voc_palette()
     for pair in tqdm(pairs, desc="pictures", leave=False):
         photograph = run.data.photograph(pair.name)
         small = photograph.copy()
@@ -385,7 +388,7 @@ def pictures(run: Run, pairs: Sequence[Pair], failure: float) -> dict[str, Any]:
                 "width": small.width,
                 "height": small.height,
                 "classes": [
-                    {"name": run.data.classes[c], "colour": "#" + bytes(palette[3 * c + 3 : 3 * c + 6]).hex()}
+                    {"name": run.data.classes[c], "colour": "#" + bytes(palette[c + 1]).hex()}
                     for c in run.data.class_ids(pair.name)
                 ],
             }
