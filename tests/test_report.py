@@ -178,14 +178,20 @@ def test_wrong_folders_end_in_a_sentence(voc, data, seed, tmp_path):  # noqa: F8
 
 
 @pytest.mark.slow
-def test_a_page_that_cannot_be_completed_leaves_the_old_one(data, seed, tmp_path):
+def test_a_page_that_cannot_be_completed_leaves_the_old_one(data, seed, tmp_path, monkeypatch):
     (tmp_path / "r.html").write_text("before")
     lost = tmp_path / "seed0"
     shutil.copytree(seed, lost)
     (lost / "maps" / "hybrid" / "e_0.png").write_bytes(b"no picture")
-    assert "e_0.png cannot be read" in run(
-        REPORT, "--voc-root", data, "--run", lost, "--out", tmp_path / "r.html", expect=1
-    )
+    options = ["--voc-root", data, "--out", tmp_path / "r.html"]
+    assert "e_0.png cannot be read" in run(REPORT, *options, "--run", lost, expect=1)
+
+    def full(path, text, **_):
+        path.write_bytes(text[:1000].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert "No space left on device; make room" in run(REPORT, *options, "--run", seed, expect=1)
     assert (tmp_path / "r.html").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "seed0"]
 
@@ -420,7 +426,10 @@ def test_the_page_may_not_fetch_anything(browser, report):
     finished = []
     page.on("requestfinished", lambda request: finished.append(request.url))
     page.goto(report.as_uri())
-    refused = "new Promise((done) => document.addEventListener('securitypolicyviolation', (e) => done(e.blockedURI)))"
+    refused = """new Promise((done) => {
+        document.addEventListener("securitypolicyviolation", (event) => done(event.blockedURI));
+        setTimeout(() => done("nothing was refused"), 5000);
+    })"""
     for attempt in ("fetch('http://localhost:9/').catch(() => 0)", "new Image().src = 'http://localhost:9/'"):
         blocked = page.evaluate(f"() => {{ const refused = {refused}; {attempt}; return refused }}")
         assert blocked.startswith("http://localhost:9/")
