@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,49 +14,19 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from oaa_lib import host, merging
-from oaa_lib.cam import normalize_with_peak
 from oaa_lib.fusion import FUSIONS, Fusion, MaxFusion, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate, score_gate
 from oaa_lib.maps import Change, MapLayout, PairStore, Rows, decode, encode, is_plain, times_seen
+from oaa_lib.offers import Offer, in_range, normalize, place, resize
+from oaa_lib.owners import Shapes, check_kinds, kinds, read_owners
 from oaa_lib.pairs import IntArray, PairSelection, PairTable
 from oaa_lib.storage import Arrays, MappedFile, PathLike, naming, read_file, write_file
-from oaa_lib.views import Floats, Views, check_views, flips_only, into_image, into_view, mirror, sample
+from oaa_lib.views import Views, check_views, flips_only, into_view, mirror, sample
 from oaa_lib.watching import Statistics
 
 Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
-Shapes: TypeAlias = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 OUR_FUSIONS = tuple(type(fusion) for fusion in FUSIONS.values())
 HOST = ("offered", "totals_then")  # kept by the host, wherever the maps live
-
-
-class Offer(NamedTuple):
-    """What a batch brings to K maps of one size.
-
-    Attributes:
-        attention: (K, H, W) float32 in [0, 1] where it is fine; 0 where it is not seen.
-        fine: (K,) bool, finite and in range.
-        passed: (K,) bool, the gate's word.
-        seen: (K, H, W) bool, the pixels that the views show; None: all.
-    """
-
-    attention: Tensor
-    fine: Tensor
-    passed: Tensor
-    seen: Tensor | None
-
-    def to(self, device: torch.device) -> "Offer":
-        """The same on another device."""
-        if device == self.attention.device:
-            return self
-        seen = None if self.seen is None else self.seen.to(device)
-        return Offer(self.attention.to(device), self.fine.to(device), self.passed.to(device), seen)
-
-    def at(self, places: Tensor | IntArray | slice) -> "Offer":
-        """The offer to some of the maps."""
-        if isinstance(places, slice):  # all of them
-            return self
-        seen = None if self.seen is None else self.seen[places]
-        return Offer(self.attention[places], self.fine[places], self.passed[places], seen)
 
 
 class AttentionAccumulator:
@@ -170,10 +140,10 @@ class AttentionAccumulator:
     def _open(self, path: PathLike, shapes: Shapes, resume: bool) -> None:
         name, largest_change = os.fspath(path), self._layout.largest_change(shapes)
         if not (resume and os.path.exists(path)):
-            MappedFile.create(path, _kinds(shapes), self._owners(), self._settings(), largest_change)
+            MappedFile.create(path, kinds(shapes), self._owners(), self._settings(), largest_change)
         file = MappedFile(path)
-        self._check_same(*_read_owners(name, file.arrays, file.plain), belonging=name)
-        _check_kinds(name, file.arrays, _kinds(shapes))
+        self._check_same(*read_owners(name, file.arrays, file.plain), belonging=name)
+        check_kinds(name, file.arrays, kinds(shapes))
         file.lock(largest_change)
         tensors = {key: torch.from_numpy(file.arrays[key]) for key in shapes if key not in HOST}
         self._use(tensors, {key: file.arrays[key] for key in HOST}, file)
@@ -345,7 +315,7 @@ class AttentionAccumulator:
             positions, classes = pairs.positions[members], pairs.classes[members]
             values = self._values(name, pairs.rows[members], stored_size)
             if boxes is None or flips_only(boxes):
-                values = _resize(values if boxes is None else mirror(values, boxes[positions]), size)
+                values = resize(values if boxes is None else mirror(values, boxes[positions]), size)
             else:
                 values = sample(values, into_view(boxes[positions], size))[0].clamp(max=1)
             dense.index_put_(self._to(self.device, positions, classes), values)
@@ -442,13 +412,13 @@ class AttentionAccumulator:
             if logits is None and self.gate is not None:
                 logits = score_maps.float().mean((-2, -1))  # Eq. 1
             trusted, passed = self._judge(logits, pairs, places)
-            attention, fine = _normalize(maps, normalization)
+            attention, fine = normalize(maps, normalization)
             if type(self.fusion) not in OUR_FUSIONS:
                 attention = attention.where(fine[:, None, None], 0)  # a user's fusion never sees NaN
             whole = Offer(attention, fine & trusted, passed, None)
             for size, members in self._layout.group(images[pairs.positions]):
                 chosen_boxes = None if boxes is None else boxes[pairs.positions[members]]
-                offer = _place(whole.at(members), chosen_boxes, size).to(self.device)
+                offer = place(whole.at(members), chosen_boxes, size).to(self.device)
                 self._partial |= offer.seen is not None and "missed" in self._store.tensors
                 change, fine = self._fuse_rows(pairs.rows[members], size, offer, repeated, fill_empty)
                 changes.append(change)
@@ -537,7 +507,7 @@ class AttentionAccumulator:
         else:
             values = self._ask_fusion(decode(maps), attention, times_seen(counts, kept.get("missed")))
             if type(self.fusion) not in OUR_FUSIONS:
-                within = _in_range(values, "the fusion's result", "mend the fusion")
+                within = in_range(values, "the fusion's result", "mend the fusion")
                 fine, accept, values = fine & within, accept & within, values.clamp(0, 1)
             written = accept[:, None, None] if seen is None else accept[:, None, None] & seen
             fused = torch.where(written[:, None] if maps.ndim == 4 else written, encode(values, maps.dtype), maps)
@@ -758,7 +728,7 @@ class AttentionAccumulator:
         """
         name = os.fspath(path)
         arrays, plain = read_file(path)
-        pairs, layout, fusion_was = _read_owners(name, arrays, plain)
+        pairs, layout, fusion_was = read_owners(name, arrays, plain)
         gate_was = plain.get("gate")
         if gate == "saved":
             if isinstance(gate_was, str) and gate_was.startswith("own:"):
@@ -776,7 +746,7 @@ class AttentionAccumulator:
         with naming(path):
             dtype = torch.from_numpy(arrays.get("latest", arrays["maps"])).dtype
             shapes = accumulator._shapes(dtype, "latest" in arrays)
-        _check_kinds(name, arrays, _kinds(shapes))
+        check_kinds(name, arrays, kinds(shapes))
         accumulator._allocate(shapes, device)  # no more than the file holds
         state: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
         owners = {"num_classes": pairs.num_classes, "keys": pairs.keys, "map_size": layout.map_size}
@@ -796,70 +766,6 @@ class AttentionAccumulator:
         return {**settings, "gate": gate_name(self.gate), "map_size": self._layout.size}
 
 
-def _read_owners(name: str, arrays: Arrays, plain: dict[str, Any]) -> tuple[PairTable, MapLayout, str]:
-    """Whose maps a file holds: the pairs, the sizes, the fusion's name. A file can claim anything; it is checked."""
-    with naming(name):
-        offsets, classes, num_classes = arrays["offsets"].copy(), arrays["classes"].copy(), plain["num_classes"]
-        counts = np.diff(offsets)
-        if offsets.ndim != 1 or offsets[0] != 0 or offsets[-1] != len(classes) or (counts < 0).any():
-            raise ValueError("its offsets do not fit its classes")
-        if type(num_classes) is not int or arrays["offered"].shape != (num_classes,):
-            raise ValueError(f"expected num_classes = {len(arrays['offered'])}, got {num_classes!r}")
-        places = np.repeat(np.arange(len(counts)), counts) * num_classes + classes
-        if classes.min() < 0 or classes.max() >= num_classes or (np.diff(places) <= 0).any():
-            raise ValueError("its classes are out of range or out of order")
-        pairs = PairTable(offsets, classes, num_classes, json.loads(arrays["keys"].tobytes()))
-        layout = MapLayout(pairs, arrays["map_size"] if plain["map_size"] is None else plain["map_size"])
-        pixels = np.prod(layout.map_size, axis=-1, dtype=np.float64) * (1 if layout.size else counts)
-        if pixels.max() > arrays["maps"].size:
-            raise ValueError("its maps are smaller than its map size")
-        return pairs, layout, str(plain["fusion"])
-
-
-def _kinds(shapes: Shapes) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """The same for numpy."""
-    return {key: (np.dtype(str(dtype).removeprefix("torch.")), shape) for key, (dtype, shape) in shapes.items()}
-
-
-def _check_kinds(name: str, arrays: Arrays, kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
-    """Whether a file holds what it shall hold."""
-    for key in kinds.keys() | (arrays.keys() & {"latest"}):
-        found, expected = arrays.get(key), kinds.get(key)
-        arrived = None if found is None else (found.dtype, found.shape)
-        if arrived != expected:
-            raise ValueError(f"{name} has another dtype or keep_latest: expected {key} {expected}, got {arrived}")
-
-
-def _normalize(maps: Tensor, normalization: Literal["max", "minmax"] | None) -> tuple[Tensor, Tensor]:
-    """Raw maps (K, h, w) float32 to attention of the same shape, and which (K,) of it is usable."""
-    lowest = maps.amin((-2, -1))
-    if normalization is not None:
-        attention, peak = normalize_with_peak(maps, normalization)  # Eq. 2
-        return attention, (lowest > -math.inf) & (peak.view(-1) < math.inf)  # False for NaN
-    usable = (lowest > -math.inf) & (maps.amax((-2, -1)) < math.inf)
-    finite = maps.where(usable[:, None, None], 0)
-    within = _in_range(finite, "attention", "call normalize_attention first or leave normalization='max'")
-    return maps.clamp(0, 1), usable & within
-
-
-def _place(offer: Offer, boxes: Floats | None, size: tuple[int, int]) -> Offer:
-    """The offer of score maps that show ``boxes``, put into the frames of their images."""
-    if boxes is None or flips_only(boxes):
-        attention = offer.attention if boxes is None else mirror(offer.attention, boxes)
-        return offer._replace(attention=_resize(attention, size))
-    sampling = into_image(boxes, size)
-    attention, seen = sample(offer.attention, sampling)
-    attention = attention.clamp(max=1)  # as in a resize
-    return offer._replace(attention=attention, seen=None if sampling.covers() else seen)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if maps.shape[1:] == size:
-        return maps
-    maps = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
-    return maps.clamp(max=1)  # the weights of a resize may add up to a rounding more than 1
-
-
 def _checked_size(size: Any) -> tuple[int, int]:
     if (
         isinstance(size, str)
@@ -870,15 +776,6 @@ def _checked_size(size: Any) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"expected size (h, w) of at least (1, 1), got {tuple(size)}")
     return int(size[0]), int(size[1])
-
-
-def _in_range(maps: Tensor, what: str, advice: str) -> Tensor:
-    """(K,) bool: maps (K, ..., H, W) within [0, 1], give or take a rounding. On the host one outside is an error."""
-    within = ((maps >= -1e-4) & (maps <= 1 + 1e-4)).flatten(1).all(1)
-    if maps.device.type == "cpu" and not within.all():
-        wrong = maps[~within]
-        raise ValueError(f"expected {what} in [0, 1], got [{wrong.min():.4g}, {wrong.max():.4g}]; {advice}")
-    return within
 
 
 def _turns(rows: IntArray) -> list[IntArray]:
