@@ -334,7 +334,7 @@ def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int])
     shown: list[dict[str, Any]] = []
     if name in run.watched.latest:
         maps = run.watched.latest[name][:, pair.place]
-        notes = ["" if m.any() else "none has passed the gate" for m in maps]
+        notes = ["" if m.any() else "none so far" for m in maps]
         shown.append({"title": "Latest attention", "notes": notes, "align": run.align, **film(maps)})
     kept = run.watched.cumulative.get(name)
     if kept is None and run.final is not None and name in set(run.final.pairs.keys):
