@@ -230,7 +230,6 @@ def image_ious(
     name: str, *, data: VOCFolder, methods: dict[str, Method], rows: dict[str, int]
 ) -> dict[str, list[float | None]]:
     """Those of one image with each method that has a threshold and maps of it."""
-    torch.set_num_threads(1)  # there is a process on each core
     class_ids, truth, ious = data.class_ids(name), data.mask(name), {}
     for key, method in methods.items():
         level = method.threshold(rows.get(name, 0))

@@ -395,7 +395,7 @@ def spread(call: Callable[[Any], Any], items: Sequence[Any], description: str) -
     workers = min(cpu_count() or 1, max(len(items) // 8, 1))
     if workers == 1:
         return [call(item) for item in tqdm(items, desc=description, leave=False)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(workers, get_context("forkserver"), torch.set_num_threads, (1,)) as pool:  # one core each
         return list(tqdm(pool.map(call, items, chunksize=4), total=len(items), desc=description, leave=False))
 
 
@@ -416,7 +416,7 @@ def beside(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     workers = cpu_count() or 1
     running: set[Any] = set()
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        with ProcessPoolExecutor(workers, get_context("forkserver"), torch.set_num_threads, (1,)) as pool:
             for item in items:
                 running.add(pool.submit(call, item))
                 done, running = wait(running, 0 if len(running) < 2 * workers else None, FIRST_COMPLETED)
