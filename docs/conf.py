@@ -110,10 +110,8 @@ nitpick_ignore_regex = [
 ]
 
 
-def find_by_its_end(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement
-) -> Element | None:
-    """Resolve `update` or oaa_lib.accumulator.AttentionAccumulator: whatever ends like one documented name, and no other."""
+def find_by_its_end(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
+    """Resolve a name that is the end of one documented name: `CAMHead`, oaa_lib.accumulator.AttentionAccumulator."""
     if node.get("refdomain") != "py":
         return None
     domain: Any = env.get_domain("py")
