@@ -7,9 +7,9 @@ from typing import Any
 from IPython.display import Markdown, display
 
 
-def show(path: Path = Path(__file__).with_name("benchmarks.json")) -> None:
+def show() -> None:
     """Display where and when it was measured, and all rows."""
-    content = json.loads(path.read_text())
+    content = json.loads(Path(__file__).with_name("benchmarks.json").read_text())
     machine = content["machine"]
     lines = [
         f"Commit `{machine['commit']}`, {machine['date']}, {machine['cpu']}, {machine['cores']} cores, "
@@ -21,8 +21,16 @@ def show(path: Path = Path(__file__).with_name("benchmarks.json")) -> None:
     ]
     for row in content["rows"]:
         unit, ours = row["unit"], row["ours"]
-        target = "" if row["target"] is None else f"{'at most' if row['at_most'] else 'at least'} {row['target']:g}"
-        quartiles = "" if ours["lower"] == ours["upper"] else f"{short(ours['lower'], unit)} to {short(ours['upper'], unit)}"
+        target = (
+            ""
+            if row["target"] is None
+            else f"{'at most' if row['at_most'] else 'at least'} {row['target']:g}"
+        )
+        quartiles = (
+            ""
+            if ours["lower"] == ours["upper"]
+            else f"{short(ours['lower'], unit)} to {short(ours['upper'], unit)}"
+        )
         cells: list[Any] = [
             row["name"],
             short(ours["median"], unit),
@@ -43,6 +51,11 @@ def short(value: float, unit: str) -> str:
     if unit == "B":
         return f"{value:.0f} B" if value < 1e4 else f"{value / 1e6:.2f} MB"
     scale, name = next(
-        ((scale, name) for scale, name in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")) if value >= scale), (1e-9, "ns")
+        (
+            (scale, name)
+            for scale, name in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
+            if value >= scale
+        ),
+        (1e-9, "ns"),
     )
     return f"{value / scale:.3g} {name}"

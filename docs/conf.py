@@ -28,7 +28,9 @@ numpy.typing.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})  
 import oaa_lib  # noqa: E402
 
 # What the cells of the pages find: the library, the examples they import from, the helpers beside this file.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(HERE)])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "examples"), str(HERE)]
+)
 os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
 os.environ["TQDM_DISABLE"] = os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,6 +45,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # equations without a network too
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
@@ -106,24 +109,37 @@ def write_inventories(folder: Path) -> dict[str, tuple[str, str]]:
 
 intersphinx_mapping = write_inventories(HERE / "_build" / "inventories")
 nitpick_ignore_regex = [
-    ("py:.*", r"(lightning|hypothesis|st)\..*|LightningModule"),  # whose documentation the inventory leaves out
+    (
+        "py:.*",
+        r"(lightning|hypothesis|st)\..*|LightningModule",
+    ),  # whose documentation the inventory leaves out
 ]
 
 
-def find_by_its_end(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
+def find_by_its_end(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement
+) -> Element | None:
     """Resolve a name that is the end of one documented name: `CAMHead`, oaa_lib.accumulator.AttentionAccumulator."""
     if node.get("refdomain") != "py":
         return None
     domain: Any = env.get_domain("py")
     end = node["reftarget"].removeprefix("oaa_lib.")
-    found = [name for name, entry in domain.objects.items() if ("." + name).endswith("." + end) and not entry.aliased]
+    found = [
+        name
+        for name, entry in domain.objects.items()
+        if ("." + name).endswith("." + end) and not entry.aliased
+    ]
     if len(found) != 1:
         return None
-    resolved: Element | None = domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)
+    resolved: Element | None = domain.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", found[0], node, content
+    )
     return resolved
 
 
-def keep_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def keep_shapes(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Stop napoleon from taking "(N, C) bool: which" of a property for a type that it should link."""
     if what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(": ", " -- ", 1)
@@ -131,7 +147,10 @@ def keep_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
 
 def link_to_our_pages(app: Sphinx, name: str, source: list[str]) -> None:
     """Files that the repository links to and that are pages here."""
-    pages = {"(../examples/README.md)": "(results.md)", "(../CHANGELOG.md)": "(changelog.md)"}
+    pages = {
+        "(../examples/README.md)": "(results.md)",
+        "(../CHANGELOG.md)": "(changelog.md)",
+    }
     for file, page in pages.items():
         source[0] = source[0].replace(file, page)
 
@@ -139,5 +158,7 @@ def link_to_our_pages(app: Sphinx, name: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", find_by_its_end, priority=400)
-    app.connect("autodoc-process-docstring", keep_shapes, priority=100)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", keep_shapes, priority=100
+    )  # before napoleon
     app.connect("source-read", link_to_our_pages)
