@@ -5,6 +5,7 @@
 Nothing is fetched from the network: `inventory.txt` says where the names of Python, numpy and torch are documented.
 """
 
+import importlib.util
 import os
 import sys
 import zlib
@@ -45,7 +46,6 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # equations without a network too
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
@@ -61,6 +61,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_in_temp = True  # what a page writes is gone afterwards
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables too
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = ">>> |\\.\\.\\. "
 copybutton_prompt_is_regexp = True
@@ -79,7 +80,12 @@ python_maximum_signature_line_length = 88
 # The look
 html_theme = "furo"
 html_title = "oaa_lib"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
+if mathjax := importlib.util.find_spec("sphinx-mathjax-offline"):
+    # Equations are drawn without a network too. (As an extension it would forbid parallel reading.)
+    html_static_path.append(str(Path(mathjax.origin or "").parent / "static"))
+    mathjax_path = "mathjax/tex-chtml.js"
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 
