@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import oaa_lib
 
 CPU = torch.device("cpu")
-EPOCHS, INTEGRAL_EPOCHS, SEGMENTATION_EPOCHS = 18, 8, 8
+EPOCHS, INTEGRAL_EPOCHS, SEGMENTATION_EPOCHS = 18, 8, 6
 STRONG = 0.5  # attention above it counts as looking there
 
 
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     diary: list[Diary]
 
 
-def train(num_images: int = 240, watched: int = 12, seed: int = 0) -> Run:
+def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
     """Classifier, accumulation and integral model; keeps the maps of the first images that show something."""
     images, labels, masks = quickstart.draw_data(num_images, seed)
     images = images.contiguous(memory_format=torch.channels_last)  # faster on a CPU
