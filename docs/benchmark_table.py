@@ -49,7 +49,7 @@ def short(value: float, unit: str) -> str:
     if value == 0:
         return ""
     if unit == "B":
-        return f"{value:.0f} B" if value < 1e4 else f"{value / 1e6:.2f} MB"
+        return f"{value:.0f}&nbsp;B" if value < 1e4 else f"{value / 1e6:.2f}&nbsp;MB"
     scale, name = next(
         (
             (scale, name)
@@ -58,4 +58,4 @@ def short(value: float, unit: str) -> str:
         ),
         (1e-9, "ns"),
     )
-    return f"{value / scale:.3g} {name}"
+    return f"{value / scale:.3g}&nbsp;{name}"
