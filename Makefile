@@ -1,9 +1,10 @@
 # make demo: set up and run the main job on embedded images.  make test: set up and check everything.
+# make docs: set up, build the site into docs/_build/html, running the code of its pages, and check its links.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
@@ -14,6 +15,10 @@ test: .venv/test
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going -n -E -j auto -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 # Each set-up is done once, and again when what it installs has changed.
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[examples]'
@@ -23,8 +28,12 @@ test: .venv/test
 	$(INSTALL) '.[dev]'
 	touch $@
 
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) '.[docs]'
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv out runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv out runs build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

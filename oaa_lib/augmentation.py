@@ -35,7 +35,7 @@ def transform_with_view(transform: Callable[..., Any], image: Any, *others: Any)
             boxes; PIL images are treated as images; plain tensors stay as they are, as do numbers and strings.
 
     Returns:
-        (view, image, *others). The image is the one that ``transform(image, *others)`` makes from the same seed.
+        ``(view, image, *others)``. The image is the one that ``transform(image, *others)`` makes from the same seed.
 
     Raises:
         ImportError: without torchvision.

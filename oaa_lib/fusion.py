@@ -221,6 +221,7 @@ FUSIONS: dict[str, Fusion] = {
     "harmonic": HarmonicMix(),
     "noisy-or": NoisyOr(),
 }
+"""The fusions that have a name."""
 EMA_NAME = re.compile(r"ema\(momentum=(\d+(?:\.\d+)?(?:e-\d+)?)\)")  # as `fusion_name` writes it
 
 

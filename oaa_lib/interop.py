@@ -2,12 +2,12 @@
 
 Layouts, one folder each:
 
-==============  ======================================================================================================
-``"oaa"``       ``{name}_{class}.png``, 8-bit grey, a file for each pair: the releases of OAA
-``"irn"``       ``{name}.npy``, a pickled dictionary: ``keys`` (class ids), ``cam`` (strided), ``high_res`` (image size)
-``"psa"``       ``{name}.npy``, a pickled dictionary from class id to map: PSA, SEAM
-``"safetensors"``  ``{name}.safetensors``, a tensor for each class id
-==============  ======================================================================================================
+================= ======================================================================================================
+``"oaa"``         ``{name}_{class}.png``, 8-bit grey, a file for each pair: the releases of OAA
+``"irn"``         ``{name}.npy``, a pickled dictionary: ``keys`` (classes), ``cam`` (strided), ``high_res`` (image size)
+``"psa"``         ``{name}.npy``, a pickled dictionary from class id to map: PSA, SEAM
+``"safetensors"`` ``{name}.safetensors``, a tensor for each class id
+================= ======================================================================================================
 
 Names are the accumulator's ``keys``, or the row of ``labels`` without keys; classes count from 0, without background.
 """

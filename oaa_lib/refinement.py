@@ -20,7 +20,7 @@ def pixel_adaptive_refinement(
     The neighbours j of a pixel i are the eight around it at each distance of ``dilations``; beyond the edge the
     outermost pixels repeat. Their weights are
 
-        softmax over j of  - mean over channels of |I_j - I_i| / (0.1 s_i),
+        softmax over j of  - mean over channels of abs(I_j - I_i) / (0.1 s_i),
 
     s_i the standard deviation of the channel over i and its neighbours. Weights are not negative and add up to 1, so
     values stay between the least and the greatest of a map, and a constant map stays as it is. They do not depend on

@@ -16,7 +16,7 @@ class Statistics(NamedTuple):
     """What an accumulator has done so far, per class: (C,) int64 on the host.
 
     Attributes:
-        offered: maps that `update` was given.
+        offered: maps that `AttentionAccumulator.update` was given.
         accepted: of these, the ones that were fused.
         skipped: of these, the ones refused because they or their gating scores were not finite.
         pairs: pairs of the data set.

@@ -1,0 +1,52 @@
+"""What can be said of the site without building it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+
+
+def check_links(site):
+    command = [sys.executable, str(DOCS / "check_links.py"), str(site)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_links_that_lead_somewhere_pass(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a picture.png").touch()
+    (tmp_path / "index.html").write_text(
+        '<h1 id="top"></h1><a href="#top"></a><a href="sub/b.html#x"></a><img src="a%20picture.png">'
+        '<a href="https://elsewhere.example/nothing"></a>'
+    )
+    (tmp_path / "sub" / "b.html").write_text('<p id="x"><a href="../index.html"></a>')
+    result = check_links(tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert "2 pages, 5 links, 0 broken" in result.stdout
+
+
+def test_a_missing_page_anchor_or_picture_is_found(tmp_path):
+    (tmp_path / "index.html").write_text('<a href="gone.html"></a><a href="#nowhere"></a><img src="gone.png">')
+    result = check_links(tmp_path)
+    assert result.returncode == 1
+    assert {"index.html: gone.html", "index.html: #nowhere", "index.html: gone.png"} <= set(result.stdout.splitlines())
+
+
+def test_the_tutorial_is_kept_without_outputs():
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
+
+
+def test_python_on_the_pages_is_executed():
+    """A block marked as plain python would be shown and never run."""
+    assert not [path.name for path in PAGES if "```python" in path.read_text()]
+
+
+def test_scripts_that_the_pages_name_are_there():
+    text = "\n".join(path.read_text() for path in (*PAGES, DOCS / "tutorial.ipynb"))
+    scripts = set(re.findall(r"\bexamples/[\w/]+\.py\b", text))
+    assert scripts
+    assert [script for script in sorted(scripts) if not (DOCS.parent / script).exists()] == []
