@@ -1,6 +1,6 @@
 """Pictures of attention (extra ``plotting``): each function returns a matplotlib figure that nothing else holds.
 
-``figure.savefig("a.png")`` writes it. A notebook shows it once ``matplotlib.pyplot`` is imported.
+``figure.savefig("a.png")`` writes it. A notebook shows it after ``%matplotlib inline``.
 """
 
 from collections.abc import Sequence
