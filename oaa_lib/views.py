@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+ROUNDING = 1e-9  # a pixel centre on the very edge of a view is inside, mirrored or not
 
 
 class View(NamedTuple):
@@ -188,7 +189,8 @@ def _centres(pixels: int) -> Floats:
 
 
 def _sampling(x: Floats, y: Floats) -> Sampling:
-    return Sampling(x, y, (x >= 0) & (x <= 1), (y >= 0) & (y <= 1))
+    inside_x, inside_y = ((places >= -ROUNDING) & (places <= 1 + ROUNDING) for places in (x, y))
+    return Sampling(x, y, inside_x, inside_y)
 
 
 def _check_host(values: Any) -> None:

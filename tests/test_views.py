@@ -382,3 +382,12 @@ def test_nothing_is_changed():
     quickly(maps, TWO, (5, 5), into="image")
     assert check_views(rows, 2).tolist() == rows.tolist() == ROWS
     assert torch.equal(maps, again)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_pixel_centre_on_the_very_edge_is_inside_however_it_is_rounded(flip):
+    """1/6 and 5/6 of 9/8 are 3/16 and 15/16: the first and the last column of three lie on the image's edges."""
+    for view, column in ((View(-0.1875, 0, 0.9375, 1, flip), 0), (View(0.0625, 0, 1.1875, 1, flip), 2)):
+        _, inside = quickly(torch.ones(1, 3, 3), [view], (3, 3), into="view")
+        assert inside[0, 0, 2 - column if flip else column]
+        assert inside.all()
