@@ -31,6 +31,10 @@ def launched(monkeypatch):
     return calls
 
 
+def list_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def reproduce_with(monkeypatch, *options):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, options)])
     reproduce.main()
@@ -81,6 +85,35 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
         assert pixels.std() > 10
         assert pixels.shape[1] == pytest.approx(209 * columns, abs=1)
         assert rows * 60 / 90 < pixels.shape[0] / 209 <= rows * 90 / 60 + 0.2  # photographs and a line of titles
+    launched.clear()
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
+    assert launched == []
+
+    # refined maps: the stages after them once more, beside the others
+    before = (
+        (tmp_path / "seed0" / "maps" / "max" / "scores.json").read_bytes(),
+        list_files(tmp_path / "seed0" / "labels/max"),
+    )
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1, "--refine", "crf")
+    refined = ["refine_cues.py", "make_pseudo_labels.py", "train_segmentation.py", "evaluate.py"]
+    assert [script for script, _ in launched] == refined * 2
+    refinement, labels, training, _ = (dict(zip(o[::2], o[1::2], strict=True)) for _, o in launched[:4])
+    row = json.loads((tmp_path / "table1.json").read_text())["rows"][0]["seeds"]["0"]
+    assert refinement["--background-level"] == str(row["background_level"])  # of the unrefined maps
+    assert labels["--maps"] == refinement["--out"] == str(tmp_path / "seed0" / "maps" / "max_crf")
+    assert training["--labels"] == labels["--out"]
+    table = json.loads((tmp_path / "table1_crf.json").read_text())
+    assert table["refinement"] == "crf"
+    cues = json.loads((tmp_path / "seed0" / "maps" / "max_crf" / "scores.json").read_text())
+    assert table["rows"][0]["seeds"]["0"]["cues"]["mean_iou"] == cues["mean_iou"] != row["cues"]["mean_iou"]
+    assert labels["--background-level"] == str(cues["thresholds"][1])
+    assert "maps refined by crf" in (tmp_path / "table1_crf.md").read_text()
+    assert "maps as they are" in (tmp_path / "table1.md").read_text()
+    after = (
+        (tmp_path / "seed0" / "maps" / "max" / "scores.json").read_bytes(),
+        list_files(tmp_path / "seed0" / "labels/max"),
+    )
+    assert after == before
     launched.clear()
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
     assert launched == []

@@ -7,8 +7,11 @@ Table 1: OAA and OAA+ with a backbone. Table 2: how attention is accumulated and
 OAA+ for a share of the training images. Each row has the mean IoU on val of a segmentation network trained on the row's
 proxy labels, and that of the cues themselves on the training images, each half of these scored at the threshold that is
 best on the other. A constant background (--background threshold) is, for each row, the threshold that is best on the
-even half. Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run
-side by side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
+even half. With --refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into
+labels; then everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
+
+Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
+side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crf import pydensecrf
 from data import VOCFolder, write_text
 from evaluate_cues import evaluate_maps
 from networks import BACKBONES
@@ -84,6 +88,9 @@ class Seed:
         self.arguments, self.number = arguments, seed
         self.folder: Path = arguments.out / f"seed{seed}"
         self.background: str = arguments.background
+        self.suffix = (
+            f"_{arguments.refine}" if arguments.refine else ""
+        )  # of the folders of what is made of refined maps
 
     def attention(self) -> Path:
         """Stage 1, the classifier and its accumulated attention."""
@@ -97,19 +104,34 @@ class Seed:
         options += ["--maps", maps, *LOSSES[loss], *self.arguments.integral]
         return self._stage("train_integral.py", loss, options)
 
-    def maps(self, method: str) -> Path:
+    def exported(self, method: str) -> Path:
         """Attention of the training images at their size."""
         run, source = (self.integral(method), "integral") if method in LOSSES else (self.attention(), method)
         options = ["--run", run, "--source", source, "--split", self.split, *self._recipe(), *self.arguments.export]
         return self._stage("export_attention.py", f"maps/{method}", options, data=True)
 
-    def cues(self, method: str) -> dict[str, Any]:
-        """Scores of the attention maps on the images of VOC's train split, which have masks of VOC's quality."""
-        maps = self.maps(method)
+    def maps(self, method: str) -> Path:
+        """The maps that become labels: attention as it is exported, or refined."""
+        exported, refine = self.exported(method), self.arguments.refine
+        if not refine:
+            return exported
+        options = ["--maps", exported, "--split", self.split, "--method", refine]
+        if refine == "crf":  # its background: the threshold that is best for the unrefined maps, as in level()
+            options += ["--background-level", self.scores(exported)["thresholds"][1]]
+        else:
+            options += ["--device", self.arguments.device]
+        return self._stage("refine_cues.py", f"maps/{method}{self.suffix}", options)
+
+    def scores(self, maps: Path) -> dict[str, Any]:
+        """Scores of a folder of maps on the images of VOC's train split, which have masks of VOC's quality."""
         record = maps / "scores.json"
         if not record.exists():
             write_text(record, json.dumps(evaluate_maps(VOCFolder(self.arguments.voc_root, "train"), maps)))
         return read_json(record)
+
+    def cues(self, method: str) -> dict[str, Any]:
+        """Scores of the maps that become labels."""
+        return self.scores(self.maps(method))
 
     def level(self, method: str) -> float | None:
         """The constant background: that which is best on the even half of the train split; None with another cue."""
@@ -122,13 +144,14 @@ class Seed:
             options += ["--saliency", self.arguments.saliency]
         elif self.background == "threshold":
             options += ["--background-level", self.level(method), "--foreground-threshold", 0]  # the level decides
-        return self._stage("make_pseudo_labels.py", f"labels/{method}", [*options, *self.arguments.labels])
+        return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])
 
     def network(self, method: str, proportion: float = 1.0) -> Path:
         """Stage 4, a segmentation network on a share of the images."""
         options = [*self._training(self.arguments.backbone), "--labels", self.labels(method)]
         options += ["--split", self.split, "--proportion", proportion, *self.arguments.segmentation]
-        return self._stage("train_segmentation.py", f"networks/{method}_{proportion:.0%}".rstrip("%"), options)
+        name = f"{method}{self.suffix}_{proportion:.0%}".rstrip("%")
+        return self._stage("train_segmentation.py", f"networks/{name}", options)
 
     def val(self, method: str, proportion: float = 1.0) -> Path:
         """Stage 5, the network's label images of val, and scores.json."""
@@ -203,6 +226,7 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         "backbone": arguments.backbone,
         "attention_backbone": arguments.attention_backbone,
         "background": first.background,
+        "refinement": arguments.refine,
         "data": {
             "root": arguments.voc_root.resolve().name,
             "training_list": first.split,
@@ -260,7 +284,8 @@ def markdown(table: dict[str, Any]) -> str:
     lines += [
         "",
         f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
-        f"{table['backbone']}; seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
+        f"{table['backbone']}; maps {'refined by ' + table['refinement'] if table['refinement'] else 'as they are'}; "
+        f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
         f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images; cues: "
         f"{one['cues']['images']} images of train, each half scored at the threshold that is best on the other; "
         "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds.",
@@ -280,7 +305,8 @@ def make_figure(arguments: argparse.Namespace, number: int) -> None:
     """Run what a figure needs with the first seed, and draw it."""
     import figures
 
-    seed, out = Seed(arguments, arguments.seeds[0]), arguments.out / f"figure{number}.jpg"
+    seed = Seed(arguments, arguments.seeds[0])
+    out = arguments.out / f"figure{number}{seed.suffix}.jpg"
     train = VOCFolder(arguments.voc_root, seed.split)
     if number == 1:
         figures.wandering(train, seed.attention(), out)
@@ -311,6 +337,11 @@ def main() -> None:
     parser.add_argument("--negatives", help="list of images that show no class, mixed into stages 1 and 2")
     parser.add_argument("--background", choices=("saliency", "threshold", "power"), help="default: the recipe's")
     parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png")
+    parser.add_argument(
+        "--refine",
+        choices=("pamr", "crf"),
+        help="let the maps follow the photograph's edges first (default: as they are)",
+    )
     for stage in ("attention", "integral", "export", "labels", "segmentation", "evaluation"):
         parser.add_argument(
             f"--{stage}", type=str.split, default=[], help="further options of this stage, in one string: '--lr 1e-4'"
@@ -331,13 +362,16 @@ def main() -> None:
         )
     if arguments.attention_backbone is None:
         arguments.attention_backbone = "vgg16" if arguments.backbone.startswith("resnet") else arguments.backbone
+    if arguments.refine == "crf":
+        pydensecrf()  # now, rather than after the trainings
 
     for number in arguments.table:
         table = make_table(arguments, number)
         text = markdown(table)
-        write_text(arguments.out / f"table{number}.json", json.dumps(table, indent=1))
-        write_text(arguments.out / f"table{number}.md", text)
-        print(f"\n{text}\ndone: {arguments.out}/table{number}.md")
+        out = arguments.out / f"table{number}{Seed(arguments, 0).suffix}.md"
+        write_text(out.with_suffix(".json"), json.dumps(table, indent=1))
+        write_text(out, text)
+        print(f"\n{text}\ndone: {out}")
     for number in arguments.figure:
         make_figure(arguments, number)
 
