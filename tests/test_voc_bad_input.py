@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 LISTS = Path("voc/ImageSets/Segmentation")
 ATTENTION = [*TINY, "--device", "cpu", "--iterations", 2, "--drop-at", 2, "--gate", "none"]
 SEGMENTATION = [*BACKBONE, "--device", "cpu", "--workers", 0, "--crop", 49, "--batch-size", 2, "--iterations", 4]
+EVALUATION = ["--recipe", "small", "--device", "cpu", "--workers", 0, "--window", 49]
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +88,12 @@ COMMANDS = {
     "labels": ["make_pseudo_labels.py", *VOC, "--out", "new", "--maps", "maps", "--saliency", "voc/Saliency"],
     "cues": ["evaluate_cues.py", *VOC, "--maps", "maps"],
     "scores": ["evaluate_cues.py", *VOC, "--labels", "voc/SegmentationClass"],
+    "refine": ["refine_cues.py", *VOC, "--out", "new", "--maps", "maps", "--method", "pamr", "--device", "cpu"],
+    "evaluate": ["evaluate.py", *VOC, "--out", "new", "--run", "segmentation", *EVALUATION],
     "masks": ["prepare.py", "masks", "--masks", "voc/Saliency", "--out", "new"],
 }
 TRAIN, PHOTOGRAPH, MASK = LISTS / "train_cls.txt", "voc/JPEGImages/d.jpg", "voc/SegmentationClass/b.png"
+VAL, TRUTH = "voc/JPEGImages/a.jpg", "voc/SegmentationClass/a.png"
 TWO_WORKERS = ["--workers", 2]
 CASES = {
     "no image shows a class": ("attention", write(TRAIN, "a\nb\n"), [], "shows a class: nothing to learn"),
@@ -190,6 +194,66 @@ CASES = {
         ["--labels", "l"],
         "expected a label image of the size (60, 90), values 0..2 and 255, got (9, 9)",
     ),
+    "no folder of maps to refine": (
+        "refine",
+        lambda: None,
+        ["--maps", "absent"],
+        "absent is missing: expected the folder of maps",
+    ),
+    "a map to refine missing": ("refine", remove("maps/c_1.png"), [], "c_1.png is missing; run export_attention.py"),
+    "a small map to refine": (
+        "refine",
+        image("maps/c_1.png", size=(9, 9)),
+        [],
+        "photograph's size (60, 90), got mode L and (9, 9)",
+    ),
+    "a cut map to refine": ("refine", cut("maps/b_1.png"), [], "b_1.png cannot be read"),
+    "a cut photograph to refine by": ("refine", cut(PHOTOGRAPH), [], "d.jpg cannot be read"),
+    "a cut photograph, refined by all cores": ("refine", cut(PHOTOGRAPH), ["--method", "crf"], "d.jpg cannot be read"),
+    "maps over maps": ("refine", lambda: None, ["--out", "maps"], "maps holds the maps to refine"),
+    "a file as the folder of refined maps": ("refine", write("new", ""), [], "--out new: [Errno 17] File exists"),
+    "a classifier to evaluate": (
+        "evaluate",
+        lambda: None,
+        ["--run", "attention"],
+        "attention is no folder of train_segmentation.py",
+    ),
+    "no run to evaluate": ("evaluate", lambda: None, ["--run", "absent"], "absent is no folder of a training stage"),
+    "a cut checkpoint to evaluate": (
+        "evaluate",
+        cut("segmentation/checkpoint.pt"),
+        [],
+        "segmentation/checkpoint.pt cannot be read",
+    ),
+    "no checkpoint to evaluate": ("evaluate", remove("segmentation/checkpoint.pt"), [], "it has no checkpoint.pt"),
+    "classes changed since": (
+        "evaluate",
+        write("voc/classes.txt", "r g b"),
+        [],
+        "trained on other classes than those of voc",
+    ),
+    "a cut photograph of val": ("evaluate", cut(VAL), [], "a.jpg cannot be read"),
+    "no photograph of val": ("evaluate", remove(VAL), [], "1 of 6 images are missing, first a.jpg"),
+    "a small mask of val": (
+        "evaluate",
+        image(TRUTH, size=(9, 9)),
+        [],
+        "a.png: expected the photograph's size (60, 90), got (9, 9)",
+    ),
+    "an absent split": (
+        "evaluate",
+        lambda: None,
+        ["--split", "absent"],
+        "absent.txt does not exist; expected one image name a line",
+    ),
+    "an empty split": ("evaluate", write(LISTS / "val.txt", ""), [], "val.txt names no image"),
+    "a label image of another size": (
+        "evaluate",
+        lambda: (Path("new").mkdir(), image("new/a.png", size=(9, 9))()),
+        [],
+        "new/a.png: expected prediction and target of one shape, got (9, 9) and (60, 90)",
+    ),
+    "a file as the folder of label images": ("evaluate", write("new", ""), [], "--out new: [Errno 17] File exists"),
     "a file as the folder of masks": ("masks", write("new", ""), [], "prepare.py masks: [Errno 17] File exists"),
 }
 
@@ -208,6 +272,7 @@ def test_what_may_be_left_out_is_left_out_and_told(place):
         Path(path).unlink()
     assert "1 of 6 images have no label and are left out" in run(*COMMANDS["segmentation"])
     assert "1 images have no saliency map and got no label: listed in" in run(*COMMANDS["labels"], "--out", "labels")
+    assert "1 of 6 images have no mask and are not scored" in run(*COMMANDS["evaluate"], "--out", "val")
     (place / TRAIN).write_text("a 0\nb\n")
     text = run("export_attention.py", *VOC, "--run", "attention", "--source", "cam", "--out", "cams", "--device", "cpu")
     assert "1 of 2 images show no class and have no maps" in text

@@ -75,8 +75,11 @@ def write_segmentation(image: Segmented, *, out: Path, settings: Evaluation) -> 
 
 def count(name: str, *, folder: VOCFolder, out: Path) -> np.ndarray:
     """(C + 1, C + 1) int64 pixels of one image by truth and label."""
-    matrix = ConfusionMatrix(len(folder.classes) + 1)
-    return matrix.update(read_label(out / f"{name}.png"), folder.mask(name)).counts.numpy()
+    label, truth = read_label(out / f"{name}.png"), folder.mask(name)
+    try:
+        return ConfusionMatrix(len(folder.classes) + 1).update(label, truth).counts.numpy()
+    except ValueError as error:
+        raise SystemExit(f"{out / name}.png: {error}; remove it, and the same command makes it again") from None
 
 
 @torch.no_grad()

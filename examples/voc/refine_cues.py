@@ -45,6 +45,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.iterations < 1 or not 0 < arguments.background_level <= 1:
         parser.error("expected --iterations of at least 1 and --background-level in (0, 1]")
+    if not arguments.maps.is_dir():
+        raise SystemExit(f"{arguments.maps} is missing: expected the folder of maps (--maps)")
+    if arguments.maps.resolve() == arguments.out.resolve():
+        raise SystemExit(f"{arguments.out} holds the maps to refine; choose another --out")
     check_device(arguments.device)
     if arguments.method == "crf":
         pydensecrf()  # now, rather than in another process
