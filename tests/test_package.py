@@ -1,13 +1,17 @@
 """What a user installs: the wheel's content and what the core depends on."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import oaa_lib
 
@@ -84,3 +88,25 @@ def test_every_public_name_exists_and_is_documented():
 def test_pre_commit_formats_with_the_version_of_make_test():
     pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ruff=="))
     assert (ROOT / ".pre-commit-config.yaml").read_text().count(f"[{pin}]") == 2
+
+
+def test_no_pin_rules_out_a_python_that_is_promised():
+    """Or `make test` cannot install there. Packages tell here, where they are installed, which Pythons they need."""
+    promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert "3.10" in promised
+    told = 0
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        try:
+            installed = metadata(pin.name)
+        except PackageNotFoundError:
+            continue
+        if installed["Version"].split("+")[0] not in pin.specifier:
+            continue
+        told += 1
+        for python in promised:
+            if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+                assert f"{python}.99" in SpecifierSet(installed.get("Requires-Python", "")), (line, python)
+    assert told > 5
