@@ -43,6 +43,12 @@ def test_the_core_needs_three_packages(wheel):
     assert sorted(r.split(">")[0].strip() for r in required) == ["numpy", "torch", "typing-extensions"]
     assert metadata["Version"] == oaa_lib.__version__
     assert {"examples", "tests", "docs", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    crf = [Requirement(r) for r in metadata.get_all("Requires-Dist") if r.startswith("pydensecrf2")]
+    for python, extras in {"3.12": {"crf", "dev"}, "3.13": {"crf"}}.items():  # it does not build on 3.13
+        asks = [
+            e for e in ("crf", "dev") if any(r.marker.evaluate({"extra": e, "python_version": python}) for r in crf)
+        ]
+        assert set(asks) == extras
 
 
 @pytest.mark.slow
