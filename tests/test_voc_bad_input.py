@@ -209,7 +209,6 @@ CASES = {
     ),
     "a cut map to refine": ("refine", cut("maps/b_1.png"), [], "b_1.png cannot be read"),
     "a cut photograph to refine by": ("refine", cut(PHOTOGRAPH), [], "d.jpg cannot be read"),
-    "a cut photograph, refined by all cores": ("refine", cut(PHOTOGRAPH), ["--method", "crf"], "d.jpg cannot be read"),
     "maps over maps": ("refine", lambda: None, ["--out", "maps"], "maps holds the maps to refine"),
     "a file as the folder of refined maps": ("refine", write("new", ""), [], "--out new: [Errno 17] File exists"),
     "a classifier to evaluate": (

@@ -338,6 +338,10 @@ def test_refined_cues_are_written_like_the_cues_and_go_on(voc, maps, tmp_path): 
         assert "done: maps of 0 images refined, 6 were there" in run("refine_cues.py", *command)
         text = run("refine_cues.py", *command, "--iterations", 3, expect=1)
         assert "made with other settings" in text
+        (out / "d_1.png").unlink()
+        (maps / "d_1.png").rename(maps / "kept.png")
+        assert "d_1.png is missing; run export_attention.py" in run("refine_cues.py", *command, expect=1)
+        (maps / "kept.png").rename(maps / "d_1.png")
 
 
 def refined(data, maps, name, method):

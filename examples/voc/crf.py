@@ -49,7 +49,7 @@ def pydensecrf() -> Any:
         from pydensecrf import densecrf
     except ImportError as error:
         raise SystemExit(
-            f"the CRF needs pydensecrf ({error}): pip install 'oaa_lib[crf]' (Python up to 3.12), or go without, with "
-            "--crf-iterations 0"
+            f"the CRF needs pydensecrf ({error}): pip install 'oaa_lib[crf]' (Python up to 3.12), or go without: "
+            "evaluate.py --crf-iterations 0, refine_cues.py --method pamr"
         ) from error
     return densecrf
