@@ -88,9 +88,8 @@ class Seed:
         self.arguments, self.number = arguments, seed
         self.folder: Path = arguments.out / f"seed{seed}"
         self.background: str = arguments.background
-        self.suffix = (
-            f"_{arguments.refine}" if arguments.refine else ""
-        )  # of the folders of what is made of refined maps
+        # Of the folders of all that is made from refined maps.
+        self.suffix = f"_{arguments.refine}" if arguments.refine else ""
 
     def attention(self) -> Path:
         """Stage 1, the classifier and its accumulated attention."""
@@ -117,7 +116,7 @@ class Seed:
             return exported
         options = ["--maps", exported, "--split", self.split, "--method", refine]
         if refine == "crf":  # its background: the threshold that is best for the unrefined maps, as in level()
-            options += ["--background-level", self.scores(exported)["thresholds"][1]]
+            options += ["--background-level", self.scores(exported)["thresholds"][1] or 1 / 255]
         else:
             options += ["--device", self.arguments.device]
         return self._stage("refine_cues.py", f"maps/{method}{self.suffix}", options)
