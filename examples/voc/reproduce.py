@@ -115,7 +115,7 @@ class Seed:
         if not refine:
             return exported
         options = ["--maps", exported, "--split", self.split, "--method", refine]
-        if refine == "crf":  # its background: the threshold that is best for the unrefined maps, as in level()
+        if refine == "crf":  # its background: the threshold that is best for the unrefined maps, above 0 as it asks
             options += ["--background-level", self.scores(exported)["thresholds"][1] or 1 / 255]
         else:
             options += ["--device", self.arguments.device]
