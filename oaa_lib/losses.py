@@ -27,12 +27,11 @@ def hybrid_loss(
 
     Args:
         score_maps: (B, C, h, w) floating point, raw scores. Computed in float32 if they are narrower.
-        soft_labels: (B, C, h, w) floating point in [0, 1], cumulative attention, 0 for classes the image does not show.
-            Constants: they get no gradient.
+        soft_labels: (B, C, h, w) floating point in [0, 1], 0 for classes the image does not show. They get no gradient.
         normalization: ``"class"`` divides by the sizes of N+ and N- of each class of each sample (the paper);
             ``"pooled"`` by those of all classes of a sample together (the authors' releases).
-        threshold: soft labels up to this count as N-. 0 in the paper, 0.001 in the release; a higher one is often
-            needed where maps are coarse and hardly any soft label is exactly 0.
+        threshold: soft labels up to this count as N-: 0 in the paper, 0.001 in the release. Coarse maps with hardly any
+            soft label at exactly 0 often need a higher one.
 
     Returns:
         Scalar, float32 or wider: the mean over the B samples of the sum over the C classes.
@@ -52,40 +51,39 @@ def hybrid_loss(
     _check(score_maps, soft_labels, threshold)
     if normalization not in ("class", "pooled"):
         raise ValueError(f"expected normalization 'class' or 'pooled', got {normalization!r}")
-    pixels = (-2, -1) if normalization == "class" else (-3, -2, -1)
-    return cast(Tensor, _HybridLoss.apply(*_widen(score_maps, soft_labels), pixels, threshold))
+    axes = (-2, -1) if normalization == "class" else (-3, -2, -1)
+    scores, p = _widen(score_maps, soft_labels.detach())
+    return cast(Tensor, _WeightedLogLoss.apply(scores, _weights(p, axes, threshold))) / len(p)  # Eq. 9, batch mean
 
 
-class _HybridLoss(torch.autograd.Function):
-    """Eq. 7-9 and their gradient in two buffers of the scores' size, of which one waits for the backward pass.
+def _weights(p: Tensor, axes: tuple[int, ...], threshold: float) -> Tensor:
+    """What each pixel weighs: below 0 on N+, which should score high, above 0 on N-, which should score low."""
+    attended = torch.gt(p, threshold, out=torch.empty_like(p))  # 1 on N+, 0 on N-: floats are faster than booleans
+    positives = attended.sum(axes, keepdim=True)  # |N+|
+    negatives = p.numel() // positives.numel() - positives  # |N-|
+    enhance = p / -positives.clamp(min=1)  # Eq. 7: p / |N+| for each -log q; an empty set has no pixel that it weighs
+    constrain = 1 / negatives.clamp(min=1)  # Eq. 8: 1 / |N-| for each -log(1 - q)
+    return torch.lerp(constrain, enhance, attended, out=enhance)  # takes the one or the other
 
-    Eq. 7 and 8 are one sum of log(1 + exp(z)), with z = -s weighted p / |N+| on N+ and z = s weighted 1 / |N-| on N-. A
-    weight gets the sign of z / s, so that its product with sigmoid(z) is the gradient. It can be differentiated twice;
-    torch.func cannot see through it.
+
+class _WeightedLogLoss(torch.autograd.Function):
+    """The sum of |w| log(1 + exp(sign(w) s)) over scores s with weights w, and its gradient w sigmoid(sign(w) s).
+
+    Of the weights' size it takes one buffer more. It can be differentiated twice; torch.func cannot see through it.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, p: Tensor, pixels: tuple[int, ...], threshold: float) -> Tensor:
-        """The loss."""
-        enhance = torch.gt(p, threshold, out=torch.empty_like(p))  # 1 on N+, 0 on N-: floats are faster than booleans
-        positives = enhance.sum(pixels, keepdim=True)
-        negatives = p.numel() // positives.numel() - positives
-        # Eq. 9 sums over the classes, and the batch is averaged. The weight of an empty set is not read: it may be any.
-        weights = p / positives.clamp_(min=1).mul_(-len(p))
-        constrain = negatives.clamp_(min=1).mul_(len(p)).reciprocal_()
-        torch.lerp(constrain, weights, enhance, out=weights)  # takes the one or the other
+    def forward(ctx: Any, scores: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(scores, weights)
-        z = torch.addcmul(scores, scores, enhance, value=-2, out=enhance)
+        z = weights.sign().mul_(scores)
         return torch.logaddexp(z, z.new_zeros(()), out=z).mul_(weights).abs_().sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient to the scores."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         scores, weights = ctx.saved_tensors
         q = weights.sign().mul_(scores).sigmoid_()
-        if torch.is_grad_enabled():  # a second derivative will need q as it is
-            return q * weights * grad, None, None, None
-        return q.mul_(weights).mul_(grad), None, None, None
+        # In place, unless a second derivative will need q as it is.
+        return (q * weights * grad if torch.is_grad_enabled() else q.mul_(weights).mul_(grad)), None
 
 
 def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, threshold: float = 0.0) -> Tensor:
