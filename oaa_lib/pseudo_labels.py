@@ -43,9 +43,8 @@ def pseudo_label_from_cues(
         uncertain_saliency: see 5.
         strong_attention: see 5.
         min_foreground: share of the pixels, see 6.
-        background: the background channel, a constant or (H, W) float in [0, 1], instead of 1 - saliency. An image
-            without saliency map has no background cue, so the choice is yours and explicit. A background below
-            ``foreground_threshold`` becomes 0 like everything else (see 2.): lower that one too.
+        background: the background channel instead of 1 - saliency, a constant or (H, W) float in [0, 1]. It becomes 0
+            below ``foreground_threshold`` like everything else (see 2.): for a low one lower that, too.
         ignore_index: the value of ignored pixels.
 
     Returns:
@@ -57,73 +56,67 @@ def pseudo_label_from_cues(
 
     Example:
         >>> import torch
-        >>> attention = torch.tensor([[[0.0, 0.6, 1.0]]])
-        >>> pseudo_label_from_cues(attention, [7], torch.tensor([[0.0, 0.5, 1.0]]))
+        >>> pseudo_label_from_cues(torch.tensor([[[0.0, 0.6, 1.0]]]), [7], torch.tensor([[0.0, 0.5, 1.0]]))
         tensor([[0, 8, 8]])
 
     Source: paper, section 4; rule and thresholds of the authors' public release.
     """
     _check_map("attention", attention, 3)
     class_ids = _checked_classes(classes, attention, ignore_index)
-    if not len(attention):  # no class at all is like one that is nowhere to be seen
-        attention, class_ids = attention.new_zeros(1, *attention.shape[1:]), class_ids.new_zeros(1)
-    extremes = [cue.aminmax() for cue in attention]
-    for low, high in extremes:
-        _check_range("attention", low, high)
-    shares = {
+    if saliency is not None:
+        _check_map("saliency", saliency, 2, attention)
+    options = {
         "foreground_threshold": foreground_threshold,
         "conflict_threshold": conflict_threshold,
         "uncertain_saliency": uncertain_saliency,
         "strong_attention": strong_attention,
         "min_foreground": min_foreground,
     }
-    for name, share in shares.items():
+    for name, share in options.items():
         if not 0 <= share <= 1:
             raise ValueError(f"expected {name} in [0, 1], got {share}; divide 8-bit values by 255, percents by 100")
-    size = attention.shape[1:]
-    if saliency is not None:
-        _check_map("saliency", saliency, 2)
-        _check_range("saliency", *saliency.aminmax())
-        _check_same_frame("saliency", saliency, attention)
-    if background is None:
-        if saliency is None:
-            raise ValueError(
-                "expected a saliency map or a background, got neither; without saliency pass background= "
-                "a constant score such as 0.5 or an (H, W) map"
-            )
-        back = 1 - saliency
-    elif isinstance(background, Tensor):
-        _check_map("background", background, 2)
-        _check_range("background", *background.aminmax())
-        _check_same_frame("background", background, attention)
-        back = background
-    elif 0 <= background <= 1:
-        back = attention.new_full(size, background)
-    else:
-        raise ValueError(f"expected background in [0, 1], got {background}")
+    back = _background_cue(background, saliency, attention)
+    return _label(attention, class_ids, saliency, back, ignore_index=ignore_index, **options)
 
-    channels = (  # 1.
-        (cue - low).div_(torch.where(high > low, high - low, 1))
-        for cue, (low, high) in zip(attention, extremes, strict=True)
-    )
-    values = (class_ids + 1).float()
-    strongest, label = next(channels), values[0].repeat(size)  # of the classes alone
-    second = torch.zeros_like(strongest)
-    for value, channel in zip(values[1:], channels, strict=True):
-        label.lerp_(value, _mask(torch.gt, channel, strongest))  # 3. Ties stay with the earlier.
-        torch.maximum(second, torch.minimum(strongest, channel), out=second)
-        strongest = torch.maximum(strongest, channel)
-    back = back.to(strongest.dtype)
-    torch.maximum(second, torch.minimum(strongest, back), out=second)
-    # 2., 3. The background wins ties, and wherever no class reaches the threshold.
-    foreground = _mask(torch.gt, strongest, back).mul_(_mask(torch.ge, strongest, foreground_threshold))
-    ignored = _mask(torch.gt, strongest, strong_attention)  # 5.
-    if saliency is not None:
-        torch.maximum(ignored, _mask(torch.ge, saliency, uncertain_saliency), out=ignored)
-    ignored.gt_(foreground)  # uncertain and not foreground
-    torch.maximum(ignored, _mask(torch.gt, second, conflict_threshold), out=ignored)  # 4.
-    label.mul_(foreground)
-    too_little = foreground.gt_(ignored).sum() < min_foreground * label.numel()  # 6.
+
+def _label(
+    attention: Tensor,
+    class_ids: Tensor,
+    saliency: Tensor | None,
+    back: Tensor,
+    *,
+    foreground_threshold: float,
+    conflict_threshold: float,
+    uncertain_saliency: float,
+    strong_attention: float,
+    min_foreground: float,
+    ignore_index: int,
+) -> Tensor:
+    """The rules of `pseudo_label_from_cues`, by their numbers. Masks are 1.0 and 0.0, see `_mask`."""
+    # 1. Channels
+    low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
+    objects = (attention - low).div_(torch.where(high > low, high - low, 1))
+    channels = [back, *objects]
+    # 2. What is too weak becomes 0
+    kept = (_mask(torch.ge, channel, foreground_threshold).mul_(channel) for channel in channels)
+    # 3. The strongest wins; a later channel must be stronger than all before it
+    label, strongest = torch.zeros(back.shape, device=back.device), next(kept)
+    for value, channel in zip((class_ids + 1).float(), kept, strict=True):
+        label.lerp_(value, _mask(torch.gt, channel, strongest).float())
+        torch.maximum(strongest, channel, out=strongest)
+    foreground = _mask(torch.gt, label, 0)
+    # 4. Conflict
+    above = torch.zeros_like(back)
+    for channel in channels:
+        above += _mask(torch.gt, channel, conflict_threshold)
+    conflict = above.ge_(2)
+    # 5. Uncertain
+    doubtful = torch.zeros_like(back) if saliency is None else _mask(torch.ge, saliency, uncertain_saliency)
+    for cue in objects:
+        torch.maximum(doubtful, _mask(torch.gt, cue, strong_attention), out=doubtful)
+    ignored = torch.maximum(conflict, doubtful.gt_(foreground)).float()
+    # 6. Too little foreground
+    too_little = foreground.gt_(ignored).sum() < min_foreground * label.numel()
     torch.maximum(ignored, too_little.float(), out=ignored)
     return label.lerp_(label.new_full((), ignore_index), ignored).long()
 
@@ -131,30 +124,43 @@ def pseudo_label_from_cues(
 def _mask(compare: Callable[..., Tensor], values: Tensor, other: Tensor | float) -> Tensor:
     """``compare(values, other)`` as 1.0 and 0.0, which the CPU works on several times faster than on booleans.
 
-    So ``a * b`` is "and", ``maximum(a, b)`` "or", ``a > b`` "a but not b", and ``lerp(x, y, a)`` "y where a, else x".
+    So ``maximum(a, b)`` is "a or b", ``a > b`` "a but not b", and ``lerp(x, y, a)`` "y where a, else x".
     """
-    return compare(values, other, out=torch.empty(values.shape, device=values.device))
+    return compare(values, other, out=torch.empty_like(values))
 
 
-def _check_map(name: str, values: Tensor, ndim: int) -> None:
+def _background_cue(background: float | Tensor | None, saliency: Tensor | None, attention: Tensor) -> Tensor:
+    """The background channel (H, W), checked, in the dtype of the attention."""
+    if isinstance(background, Tensor):
+        _check_map("background", background, 2, attention)
+        return background.to(attention.dtype)
+    if background is not None:
+        if not 0 <= background <= 1:
+            raise ValueError(f"expected background in [0, 1], got {background}")
+        return attention.new_full(attention.shape[1:], background)
+    if saliency is None:
+        raise ValueError(
+            "expected a saliency map or a background, got neither; pass background=, such as 0.5 or an (H, W) map"
+        )
+    return (1 - saliency).to(attention.dtype)
+
+
+def _check_map(name: str, values: Tensor, ndim: int, attention: Tensor | None = None) -> None:
+    """Kind, shape and range; and the frame of the attention, if that is given."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         found = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"expected {name} as a floating point tensor in [0, 1], got {found}; divide 8-bit maps by 255")
-    shape = "(K, H, W)" if ndim == 3 else "(H, W)"
     if values.ndim != ndim or 0 in values.shape[-2:]:
+        shape = "(K, H, W)" if ndim == 3 else "(H, W)"
         raise ValueError(f"expected {name} of shape {shape}, H and W at least 1, got {tuple(values.shape)}")
-
-
-def _check_range(name: str, low: Tensor, high: Tensor) -> None:
-    if low.device.type == "cpu" and not (low >= 0 and high <= 1):  # elsewhere a look would wait for the device
-        raise ValueError(
-            f"expected {name} in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
-            "call normalize_attention first, divide 8-bit maps by 255"
-        )
-
-
-def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:
-    if values.shape != attention.shape[1:] or values.device != attention.device:
+    if values.device.type == "cpu" and values.numel():  # elsewhere a look would wait for the device
+        low, high = values.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"expected {name} in [0, 1], got [{low.item():.4g}, {high.item():.4g}]; "
+                "call normalize_attention first, divide 8-bit maps by 255"
+            )
+    if attention is not None and (values.shape != attention.shape[1:] or values.device != attention.device):
         raise ValueError(
             f"expected {name} like one attention map, {tuple(attention.shape[1:])} on {attention.device}, got "
             f"{tuple(values.shape)} on {values.device}; resize both to the label's size"
@@ -164,9 +170,7 @@ def _check_same_frame(name: str, values: Tensor, attention: Tensor) -> None:
 def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_index: int) -> Tensor:
     """(K,) int64 on the device of the attention."""
     if ignore_index == 0 or abs(ignore_index) > LARGEST:
-        raise ValueError(
-            f"expected an ignore_index that is not the background's 0 nor beyond 2**24, got {ignore_index}"
-        )
+        raise ValueError(f"expected an ignore_index that is not 0 (background) nor beyond 2**24, got {ignore_index}")
     try:
         class_ids = torch.as_tensor(classes, device=attention.device)
     except (TypeError, ValueError) as error:
