@@ -28,55 +28,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaa_lib.fusion import Fusion, MergeableFusion, resolve_fusion
-
-try:
-    from hypothesis import strategies as st
-    from hypothesis.extra.numpy import arrays
-except ImportError as error:
-    raise ImportError("oaa_lib.testing needs hypothesis; install it with `pip install hypothesis`") from error
+from oaa_lib.fusion import resolve_fusion
+from oaa_lib.streams import Fuse, fused, history, merged
+from oaa_lib.streams import attention_maps as attention_maps
+from oaa_lib.streams import attention_streams as attention_streams
 
 TOLERANCE = 1e-5  # many roundings of float32, and far below one step of 8 bits
 
 
-# Streams
-
-
-def attention_maps(shape: tuple[int, int, int]) -> st.SearchStrategy[Tensor]:
-    """Attention maps of one shape (K, H, W), float32 in [0, 1]; all-zero and all-one ones are frequent."""
-    constant = st.sampled_from([0.0, 1.0]).map(lambda value: np.full(shape, value, np.float32))
-    return (constant | arrays(np.float32, shape, elements=st.floats(0, 1, width=32))).map(torch.from_numpy)
-
-
-@st.composite
-def attention_streams(draw: st.DrawFn, *, max_length: int = 6, max_pairs: int = 3, max_side: int = 4) -> list[Tensor]:
-    """What the pairs see in the course of a training: T maps, each (K, H, W) float32 in [0, 1].
-
-    T, K, H and W start at 1. Maps may be constant, and may come again.
-
-    Args:
-        draw: given by hypothesis, not by you.
-        max_length: the largest T.
-        max_pairs: the largest K.
-        max_side: the largest H and W.
-
-    Example:
-        >>> from hypothesis import given
-        >>> @given(attention_streams(max_length=2))
-        ... def test_lengths(maps):
-        ...     assert 1 <= len(maps) <= 2
-        >>> test_lengths()
-    """
-    side = st.integers(1, max_side)
-    shape = draw(st.tuples(st.integers(1, max_pairs), side, side))
-    maps = [draw(attention_maps(shape))]
-    for _ in range(draw(st.integers(0, max_length - 1))):
-        again = draw(st.none() | st.integers(0, len(maps) - 1))
-        maps.append(draw(attention_maps(shape)) if again is None else maps[again].clone())
-    return maps
-
-
-def fold(fusion: Fusion, maps: Sequence[Tensor]) -> Tensor:
+def fold(fusion: Fuse, maps: Sequence[Tensor]) -> Tensor:
     """What users see after a stream: the accumulator's M_T, without gate and in float32 storage.
 
     Args:
@@ -95,14 +55,14 @@ def fold(fusion: Fusion, maps: Sequence[Tensor]) -> Tensor:
         >>> fold(MeanFusion(), [torch.zeros(1, 1, 1), torch.ones(1, 1, 1)])
         tensor([[[0.5000]]])
     """
-    return _read(fusion, _fold(fusion, maps))
+    return history(fusion, maps)[-1]
 
 
 # The laws: each takes a fusion and a stream of T maps (K, H, W), float32 in [0, 1], raises AssertionError if it is
 # broken, and says where and by how much. Equal means equal up to `tolerance`.
 
 
-def check_fusion(fusion: Fusion | str, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def check_fusion(fusion: Fuse | str, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """All that a fusion must satisfy, and all that it claims of itself.
 
     Every fusion: `assert_bounded`, `assert_starts_with_first`, `assert_pure`. With ``order_free``, ``zero_is_neutral``,
@@ -131,23 +91,22 @@ def check_fusion(fusion: Fusion | str, maps: Sequence[Tensor], *, tolerance: flo
         assert_zero_is_neutral(fusion, maps, tolerance=tolerance)
     if getattr(fusion, "reduction", None) is not None:
         assert_reduction(fusion, maps, tolerance=tolerance)
-    if isinstance(fusion, MergeableFusion):
+    if getattr(fusion, "merge", None) is not None:
         assert_mergeable(fusion, maps, tolerance=tolerance)
 
 
-def assert_bounded(fusion: Fusion, maps: Sequence[Tensor]) -> None:
+def assert_bounded(fusion: Fuse, maps: Sequence[Tensor]) -> None:
     """Whatever the fusion returns is finite, in [0, 1] (give or take 1e-4) and of the shape it was given."""
-    for states in _history(fusion, maps):
-        _read(fusion, states)
+    history(fusion, maps)  # which looks at each
 
 
-def assert_starts_with_first(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
-    """M_1 = A_1. The accumulator sees to it, so only the ``read`` of a fusion with several states can break it."""
+def assert_starts_with_first(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+    """M_1 = A_1. The accumulator and `fold` see to it, whatever the fusion would return."""
     for attention in maps:
         _assert_equal("M_1 = A_1", fold(fusion, [attention]), attention, [attention], tolerance)
 
 
-def assert_pure(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_pure(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """Equal arguments give equal results, and no pair of a batch changes another, also if their counts differ."""
     whole = fold(fusion, maps)
     _assert_equal("the same again gives the same", fold(fusion, maps), whole, maps, tolerance)
@@ -155,13 +114,13 @@ def assert_pure(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TO
     alone = torch.cat([fold(fusion, own) for own in pairs])
     _assert_equal("a batch is its pairs one by one", whole, alone, maps, tolerance)
     counts = 1 + torch.arange(len(pairs)) % len(maps)  # now every pair has seen another number of maps
-    states = [_fold(fusion, own[:count]) for own, count in zip(pairs, counts.tolist(), strict=True)]
-    whole = _fuse(fusion, torch.cat(states), maps[-1], counts[:, None, None])
-    alone = torch.cat([_fuse(fusion, states[k], own[-1], counts[k, None, None, None]) for k, own in enumerate(pairs)])
+    folded = [fold(fusion, own[:count]) for own, count in zip(pairs, counts.tolist(), strict=True)]
+    whole = fused(fusion, torch.cat(folded), maps[-1], counts[:, None, None])
+    alone = torch.cat([fused(fusion, folded[k], own[-1], counts[k, None, None, None]) for k, own in enumerate(pairs)])
     _assert_equal("a batch of different counts is its pairs one by one", whole, alone, maps, tolerance)
 
 
-def assert_pixelwise(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_pixelwise(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """No pixel changes another, also if their counts differ. Views (crops) make sense for such a fusion only."""
     height, width = maps[0].shape[1:]
     whole, alone = fold(fusion, maps), torch.empty_like(maps[0])
@@ -175,33 +134,32 @@ def assert_pixelwise(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float
         turn = torch.arange(height * width).view(height, width) % len(parts)
         return torch.stack([part.where(turn == n, 0) for n, part in enumerate(parts)]).sum(0)
 
-    history, last, counts = _history(fusion, maps), maps[-1], range(1, len(maps) + 1)
+    steps, last, counts = history(fusion, maps), maps[-1], range(1, len(maps) + 1)
     per_pixel = mosaic([torch.full(last.shape, count) for count in counts])
-    whole = _fuse(fusion, mosaic(history), last, per_pixel)
-    alone = mosaic([_fuse(fusion, states, last, count) for states, count in zip(history, counts, strict=True)])
+    whole = fused(fusion, mosaic(steps), last, per_pixel)
+    alone = mosaic([fused(fusion, before, last, count) for before, count in zip(steps, counts, strict=True)])
     _assert_equal("a map of different counts is its pixels one by one", whole, alone, maps, tolerance)
-    if isinstance(fusion, MergeableFusion):
-        whole = _merge(fusion, mosaic(history), last_states := _first(fusion, last), per_pixel, 1)
-        alone = mosaic([_merge(fusion, history[count - 1], last_states, count, 1) for count in counts])
+    if getattr(fusion, "merge", None) is not None:
+        whole = merged(fusion, mosaic(steps), last, per_pixel, 1)
+        alone = mosaic([merged(fusion, before, last, count, 1) for before, count in zip(steps, counts, strict=True)])
         _assert_equal("merging is merging the pixels one by one", whole, alone, maps, tolerance)
 
 
-def assert_in_hull(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_in_hull(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """No pixel is ever lower than its lowest attention so far, nor higher than its highest."""
-    for count, states in enumerate(_history(fusion, maps), start=1):
-        seen, found = torch.stack(list(maps[:count])), _read(fusion, states)
+    for count, found in enumerate(history(fusion, maps), start=1):
+        seen = torch.stack(list(maps[:count]))
         nearest = torch.minimum(torch.maximum(found, seen.amin(0)), seen.amax(0))
         _assert_equal("the result stays in the hull of the maps", found, nearest, maps[:count], tolerance)
 
 
-def assert_monotone(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_monotone(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """No pixel ever falls: M_t >= M_{t-1}."""
-    reads = [_read(fusion, states) for states in _history(fusion, maps)]
-    for count, (before, after) in enumerate(pairwise(reads), start=2):
+    for count, (before, after) in enumerate(pairwise(history(fusion, maps)), start=2):
         _assert_equal("no pixel falls", after, torch.maximum(before, after), maps[:count], tolerance)
 
 
-def assert_idempotent(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_idempotent(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """A map that was seen already changes nothing."""
     once = fold(fusion, maps)
     for attention in maps:
@@ -209,7 +167,7 @@ def assert_idempotent(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: floa
         _assert_equal("a map seen again changes nothing", fold(fusion, again), once, again, tolerance)
 
 
-def assert_order_free(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_order_free(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """The order of the maps makes no difference."""
     first, *others = maps
     # Swapping the first two and moving the first one to the end lead, step by step, to any order.
@@ -217,127 +175,61 @@ def assert_order_free(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: floa
         _assert_equal("order makes no difference", fold(fusion, reordered), fold(fusion, maps), maps, tolerance)
 
 
-def assert_zero_is_neutral(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_zero_is_neutral(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """F(0, A, any count) = A: a pixel at 0 is the same as one never seen."""
     for count, attention in enumerate(maps, start=1):
-        fresh = _first(fusion, attention)
-        fused = _fuse(fusion, torch.zeros_like(fresh), attention, count)
-        _assert_equal(f"F(0, A, {count}) = A", fused, fresh, [attention], tolerance)
+        found = fused(fusion, torch.zeros_like(attention), attention, count)
+        _assert_equal(f"F(0, A, {count}) = A", found, attention, [attention], tolerance)
 
 
-def assert_mergeable(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+def assert_mergeable(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
     """Merging the cumulative maps of two streams gives that of both, wherever they are cut, in any order of merging.
 
     Raises:
         AssertionError: the law is broken, or there is no ``merge``.
     """
-    if not isinstance(fusion, MergeableFusion):
+    if getattr(fusion, "merge", None) is None:
         raise AssertionError(f"expected a fusion with a merge method, got {fusion!r}")
     whole, length = fold(fusion, maps), len(maps)
     pairs = _pairs(maps)
     for shift in range(length - 1):  # every pair is cut elsewhere
         cuts = [1 + (shift + k) % (length - 1) for k in range(len(pairs))]
-        first = torch.cat([_fold(fusion, own[:cut]) for own, cut in zip(pairs, cuts, strict=True)])
-        second = torch.cat([_fold(fusion, own[cut:]) for own, cut in zip(pairs, cuts, strict=True)])
+        first = torch.cat([fold(fusion, own[:cut]) for own, cut in zip(pairs, cuts, strict=True)])
+        second = torch.cat([fold(fusion, own[cut:]) for own, cut in zip(pairs, cuts, strict=True)])
         counts = torch.tensor(cuts)[:, None, None]
-        merged = _read(fusion, _merge(fusion, first, second, counts, length - counts))
-        _assert_equal(f"merging streams cut after {cuts} maps", merged, whole, maps, tolerance)
+        found = merged(fusion, first, second, counts, length - counts)
+        _assert_equal(f"merging streams cut after {cuts} maps", found, whole, maps, tolerance)
 
-    from_left, from_right = _first(fusion, maps[0]), _first(fusion, maps[-1])
+    from_left, from_right = maps[0], maps[-1]
     for count in range(1, length):  # every map a stream of its own
-        going_on = _fuse(fusion, from_left, maps[count], count)
-        from_left = _merge(fusion, from_left, _first(fusion, maps[count]), count, 1)
-        from_right = _merge(fusion, _first(fusion, maps[-1 - count]), from_right, 1, count)
-        seen = maps[: count + 1]
-        _assert_equal("fusing after merging", _read(fusion, going_on), fold(fusion, seen), seen, tolerance)
-    _assert_equal("merging one by one from the first", _read(fusion, from_left), whole, maps, tolerance)
-    _assert_equal("merging one by one from the last", _read(fusion, from_right), whole, maps, tolerance)
+        from_left = merged(fusion, from_left, maps[count], count, 1)
+        from_right = merged(fusion, maps[-1 - count], from_right, 1, count)
+    _assert_equal("merging one by one from the first", from_left, whole, maps, tolerance)
+    _assert_equal("merging one by one from the last", from_right, whole, maps, tolerance)
 
 
-def assert_reduction(fusion: Fusion, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
-    """The fusion's ``reduction`` of two streams' maps, ``"max"`` or ``"mean"`` (by counts), gives that of both.
+def assert_reduction(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
+    """The fusion's ``reduction`` of two streams' maps gives that of both.
+
+    It is ``"max"``, ``"mean"`` (by counts) or ``"latest"`` (the map of the later stream).
 
     Raises:
         AssertionError: the law is broken.
         ValueError: another ``reduction``, or none.
     """
     reduction = getattr(fusion, "reduction", None)
-    if reduction not in ("max", "mean"):
-        raise ValueError(f"expected the fusion's reduction to be 'max' or 'mean', got {reduction!r}")
+    if reduction not in ("max", "mean", "latest"):
+        raise ValueError(f"expected the fusion's reduction to be 'max', 'mean' or 'latest', got {reduction!r}")
     for cut in range(1, len(maps)):
-        first, second = _fold(fusion, maps[:cut]), _fold(fusion, maps[cut:])
+        first, second = fold(fusion, maps[:cut]), fold(fusion, maps[cut:])
         mean = (cut * first + (len(maps) - cut) * second) / len(maps)
-        reduced = _read(fusion, torch.maximum(first, second) if reduction == "max" else mean)
+        reduced = {"max": torch.maximum(first, second), "mean": mean, "latest": second}[reduction]
         _assert_equal(f"reduction {reduction!r}, cut after {cut}", reduced, fold(fusion, maps), maps, tolerance)
-
-
-# As the accumulator does it. `states` is (K, H, W), or (K, S, H, W) for a fusion with several; counts are one number,
-# (K, 1, 1), or (K, H, W) where they differ from pixel to pixel.
-
-
-def _first(fusion: Fusion, attention: Tensor) -> Tensor:
-    if (number := getattr(fusion, "num_states", 1)) > 1:
-        return attention[:, None].repeat(1, number, 1, 1)
-    return attention.clone()
-
-
-def _fuse(fusion: Fusion, states: Tensor, attention: Tensor, count: int | Tensor) -> Tensor:
-    attention = attention[:, None] if states.ndim == 4 else attention
-    fused: object = fusion(states.clone(), attention.clone(), _count(count, states))  # copies: it may work in place
-    return _usable(fused, states, "the fusion")
-
-
-def _history(fusion: Fusion, maps: Sequence[Tensor]) -> list[Tensor]:
-    """The states after each map."""
-    if not len(maps):
-        raise ValueError("expected at least one map, got none")
-    history = [_first(fusion, maps[0])]
-    for count in range(1, len(maps)):
-        history.append(_fuse(fusion, history[-1], maps[count], count))
-    return history
 
 
 def _pairs(maps: Sequence[Tensor]) -> list[list[Tensor]]:
     """Every pair's own stream."""
     return [[attention[k : k + 1] for attention in maps] for k in range(len(maps[0]))]
-
-
-def _fold(fusion: Fusion, maps: Sequence[Tensor]) -> Tensor:
-    return _history(fusion, maps)[-1]
-
-
-def _read(fusion: Fusion, states: Tensor) -> Tensor:
-    if states.ndim == 3:
-        return states
-    read: object = fusion.read(states.clone())  # type: ignore[attr-defined]  # resolve_fusion has seen to it
-    return _usable(read, states[:, 0], "the fusion's read")
-
-
-def _merge(
-    fusion: MergeableFusion, first: Tensor, second: Tensor, first_count: int | Tensor, second_count: int | Tensor
-) -> Tensor:
-    counts = _count(first_count, first), _count(second_count, second)
-    merged: object = fusion.merge(first.clone(), second.clone(), *counts)
-    return _usable(merged, first, "the fusion's merge")
-
-
-def _count(count: int | Tensor, states: Tensor) -> Tensor:
-    if isinstance(count, int):
-        count = torch.full((len(states), 1, 1), count)
-    return (count[:, None] if states.ndim == 4 else count).int()
-
-
-def _usable(result: object, like: Tensor, what: str) -> Tensor:
-    """What the fusion returned, as the accumulator takes it; what it refuses is an AssertionError."""
-    if not isinstance(result, Tensor):
-        raise AssertionError(f"expected {what} to return a tensor, got {type(result).__name__}")
-    if result.shape != like.shape:
-        raise AssertionError(f"expected {what} to return shape {tuple(like.shape)}, got {tuple(result.shape)}")
-    result = result.float()
-    wrong = ~((result >= -1e-4) & (result <= 1 + 1e-4))  # NaN is wrong, too
-    if wrong.any():
-        raise AssertionError(f"expected {what} to return maps in [0, 1], got {result[wrong].tolist()[:5]}")
-    return result.clamp(0, 1)
 
 
 def _assert_equal(law: str, found: Tensor, expected: Tensor, maps: Sequence[Tensor], tolerance: float) -> None:

@@ -195,15 +195,6 @@ def latest(cumulative, attention, count):
     return attention
 
 
-def states(read):
-    """A fusion that keeps (max, latest), and reads them so."""
-
-    def fuse(cumulative, attention, count):
-        return torch.cat((torch.maximum(cumulative[:, :1], attention), attention), 1)
-
-    return claiming(fuse, num_states=2, read=read)
-
-
 class Moody:
     """Remembers how often it was called."""
 
@@ -218,17 +209,13 @@ def weighted(first, second, first_count, second_count):
     return (first * first_count + second * second_count) / (first_count + second_count)
 
 
-def two_means(to_fuse, to_merge_left, to_merge_right):
-    """Keeps the mean twice and reads the first, but merging makes the second wrong: who goes on from it errs."""
+def forgetting_at(first, second):
+    """A maximum whose merge is wrong for these counts alone."""
 
-    def fuse(cumulative, attention, count):
-        return the_mean(cumulative[:, [to_fuse]], attention, count).repeat(1, 2, 1, 1)
+    def merge(m, o, n, k):
+        return torch.where((n == first) & (k == second), m, torch.maximum(m, o))
 
-    def merge(first, second, first_count, second_count):
-        left, right = first[:, [to_merge_left]], second[:, [to_merge_right]]
-        return torch.cat((weighted(left, right, first_count, second_count), 1 - left), 1)
-
-    return claiming(fuse, num_states=2, read=lambda cumulative: cumulative[:, 0], merge=merge)
+    return claiming(the_max, merge=merge)
 
 
 FAULTS = {
@@ -237,9 +224,6 @@ FAULTS = {
     "NaN": (lambda m, a, n: a / a, r"\[0, 1\], got \[nan"),
     "another shape": (lambda m, a, n: m.amax(0, keepdim=True), r"return shape \(\d, \d, \d\), got \(1, \d, \d\)"),
     "no tensor": (lambda m, a, n: m.tolist(), "return a tensor, got list"),
-    "no first map": (states(lambda m: m[:, 0] / 2), "M_1 = A_1.*expected 1, got 0.5"),
-    "a read outside [0, 1]": (states(lambda m: m[:, 0] + 1), r"read to return maps in \[0, 1\], got \[2.0"),
-    "a read of all states": (states(lambda m: m), r"read to return shape \(\d, \d, \d\), got \(\d, 2"),
     "moods": (Moody(), "same again|one by one"),
     "chance": (lambda m, a, n: torch.rand_like(m), "same again gives the same"),
     "pairs that mix": (lambda m, a, n: torch.maximum(m, a.amax(0, keepdim=True)), "a batch is its pairs"),
@@ -260,6 +244,7 @@ FAULTS = {
     ),
     "a maximum that is none": (claiming(the_mean, reduction="max"), "reduction 'max', cut after 1"),
     "a mean that is none": (claiming(the_max, reduction="mean"), "reduction 'mean', cut after 1"),
+    "a latest map that is not kept": (claiming(the_max, reduction="latest"), "reduction 'latest', cut after 1"),
     "a mean without weights": (
         claiming(lambda m, a, n: (m + a) / 2, reduction="mean"),
         "reduction 'mean'",
@@ -271,18 +256,8 @@ FAULTS = {
         r"merging streams cut after \[\d, \d",
     ),
     "a merge that adds": (claiming(the_max, merge=lambda m, o, n, k: m + o), r"merge to return maps in \[0, 1\], got"),
-    "a merge of what was read": (
-        claiming(
-            lambda m, a, n: HarmonicMix()(m, a, n),
-            num_states=2,
-            read=HarmonicMix().read,
-            merge=lambda m, o, n, k: weighted(m, o, n, k),
-        ),
-        "merging streams cut",
-    ),
-    "what going on needs is lost": (two_means(1, 0, 0), "fusing after merging"),
-    "what the left needs is lost": (two_means(0, 1, 0), "merging one by one from the first"),
-    "what the right needs is lost": (two_means(0, 0, 1), "merging one by one from the last"),
+    "a merge that forgets after two": (forgetting_at(2, 1), "merging one by one from the first"),
+    "a merge that forgets after one": (forgetting_at(1, 2), "merging one by one from the last"),
 }
 
 
@@ -371,7 +346,12 @@ def test_fold_takes_what_the_accumulator_takes():
     [
         (MaxFusion(), [], ValueError, "at least one map, got none"),
         (MaxFusion, [torch.zeros(1, 1, 1)], TypeError, "the class MaxFusion; pass an instance"),
-        (claiming(the_max, reduction="sum"), [torch.zeros(1, 1, 1)], ValueError, "'max' or 'mean', got 'sum'"),
+        (
+            claiming(the_max, reduction="sum"),
+            [torch.zeros(1, 1, 1)],
+            ValueError,
+            "'max', 'mean' or 'latest', got 'sum'",
+        ),
     ],
 )
 def test_what_cannot_be_checked_is_told(fusion, maps, error, message):
@@ -512,10 +492,7 @@ def test_what_can_be_merged_is_not_refused(name):
 # In the accumulator
 
 
-TWO_STATES = states(lambda m: m.mean(1))
-
-
-@pytest.mark.parametrize("fusion", [*FUSIONS.values(), the_mean, TWO_STATES], ids=fusion_name)
+@pytest.mark.parametrize("fusion", [*FUSIONS.values(), the_mean], ids=fusion_name)
 @given(maps=attention_streams())
 def test_fold_is_what_the_accumulator_does(fusion, maps):
     pairs, *size = maps[0].shape
@@ -525,18 +502,16 @@ def test_fold_is_what_the_accumulator_does(fusion, maps):
     torch.testing.assert_close(accumulator.attention(0), fold(fusion, maps), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_fold_gives_a_fusion_what_the_accumulator_gives_it(number):
+def test_fold_gives_a_fusion_what_the_accumulator_gives_it():
     given_to_it = []
 
     def fuse(*arguments):
         given_to_it.append([(tuple(argument.shape), argument.dtype) for argument in arguments])
         return arguments[0]
 
-    fusion = claiming(fuse, num_states=number, read=lambda cumulative: cumulative[:, 0])
-    accumulator = AttentionAccumulator([[1, 1, 1]], (2, 4), fusion=fusion, gate=None)
+    accumulator = AttentionAccumulator([[1, 1, 1]], (2, 4), fusion=fuse, gate=None)
     for _ in range(2):
         accumulator.update([0], torch.rand(1, 3, 2, 4))
     by_the_accumulator = given_to_it[-1]
-    fold(fusion, [torch.rand(3, 2, 4)] * 2)
+    fold(fuse, [torch.rand(3, 2, 4)] * 2)
     assert given_to_it[-1] == by_the_accumulator

@@ -66,7 +66,7 @@ def test_the_wheel_imports_on_its_own(wheel, tmp_path):
 
 
 EXTRAS = {  # of those who use these modules
-    "testing.py": {"hypothesis"},
+    "streams.py": {"hypothesis"},
     "augmentation.py": {"PIL", "torchvision"},
     "interop.py": {"PIL", "safetensors"},
     "lightning.py": {"lightning"},
