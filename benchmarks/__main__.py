@@ -1,4 +1,8 @@
-"""Print one table of ratios measured in one run on this machine, on one thread, and write it as JSON."""
+"""Print one table of ratios measured in one run on this machine, on one thread, and write it as JSON.
+
+With --device the rows that mean something on an accelerator are measured there: how long an update keeps the host and
+the device, its share of a training step, the time and memory of the loss.
+"""
 
 import argparse
 import json
@@ -8,16 +12,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import accumulation, labelling, losses, processes
-from benchmarks.timing import Row
+from benchmarks.timing import Device, Row
 
 ROWS: dict[str, Callable[..., Iterator[Row]]] = {
     "png": accumulation.png,
     "floor": accumulation.floor,
+    "update": accumulation.launch_and_work,
     "step": accumulation.training_step,
     "loss": losses.time_and_memory,
     "labels": labelling.pseudo_labels,
@@ -25,23 +31,40 @@ ROWS: dict[str, Callable[..., Iterator[Row]]] = {
     "mapped": accumulation.mapped,
     "synchronize": processes.synchronize,
 }
+ON_AN_ACCELERATOR = ("update", "step", "loss")
+ON_THE_HOST = tuple(name for name in ROWS if name != "update")  # there the host is the device
 QUICK: dict[str, dict[str, int]] = {"step": {"side": 32}, "scale": {"largest": 20_000}, "synchronize": {"images": 64}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        metavar="ROW",
+        help=f"default: all that suit the device; {', '.join(ROWS)}",
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or xpu; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a look at every row: numbers mean little")
     parser.add_argument("--json", type=Path, default=Path("out/benchmarks.json"), help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    device = Device(arguments.device)
+    if not (device.is_host or device.module.is_available()):
+        parser.error(f"expected a device that this machine has, got {arguments.device}")
+    meant = ON_THE_HOST if device.is_host else ON_AN_ACCELERATOR
+    asked = arguments.rows or meant
+    if not device.is_host and (host_only := [name for name in arguments.rows or ROWS if name not in meant]):
+        print(f"Left out on {device}, since they measure the host: {', '.join(host_only)}.")
+        asked = [name for name in asked if name in meant]
     print(f"{'':44} {'ours':>10} {'baseline':>10} {'ratio':>9}               {'target':>8}")
     rows = []
-    for name in arguments.rows:
-        options = QUICK.get(name, {}) if arguments.quick else {}
+    for name in asked:
+        options: dict[str, Any] = dict(QUICK.get(name, {})) if arguments.quick else {}
+        if name in ON_AN_ACCELERATOR:
+            options["device"] = device
         for row in ROWS[name](0.02 if arguments.quick else 5.0, **options):
             rows.append(row)
             print(_line(row), flush=True)
@@ -50,11 +73,13 @@ def main() -> None:
         {**row._asdict(), "ours": row.ours._asdict(), "baseline": row.baseline._asdict(), "verdict": row.verdict}
         for row in rows
     ]
-    arguments.json.write_text(json.dumps({"machine": machine(), "quick": arguments.quick, "rows": table}, indent=2))
+    arguments.json.write_text(
+        json.dumps({"machine": machine(device), "quick": arguments.quick, "rows": table}, indent=2)
+    )
     print(f"written to {arguments.json}")
 
 
-def machine() -> dict[str, object]:
+def machine(device: Device) -> dict[str, object]:
     """What the numbers depend on."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
@@ -62,6 +87,7 @@ def machine() -> dict[str, object]:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
+        "device": str(device),
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

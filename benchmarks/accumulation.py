@@ -1,4 +1,4 @@
-"""What `AttentionAccumulator.update` costs: against PNG files, a floor, a training step, a data set's size, a file."""
+"""What `AttentionAccumulator.update` costs: against PNG files, copies, a training step, a data set's size, a file."""
 
 import itertools
 import tempfile
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks.data import CLASSES, SIDE, batches, labels, logits, score_maps
-from benchmarks.timing import Measured, Row, take_turns
+from benchmarks.timing import HOST, Device, Measured, Row, take_turns
 from oaa_lib import AttentionAccumulator, CAMHead
 
 IMAGES = 10_582  # VOC's training set
@@ -22,7 +22,7 @@ IMAGES = 10_582  # VOC's training set
 def png(seconds: float) -> Iterator[Row]:
     """One 8-bit PNG a pair is read, maxed and written, as the public programs do."""
     shown = labels(IMAGES)
-    for size, target in ((16, 60), (1, 10)):
+    for size, target in ((16, 40), (1, 7)):
         accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
         with tempfile.TemporaryDirectory() as folder:
             update, loop = _updates(accumulator, shown, size), _png_loop(shown.numpy(), size, Path(folder))
@@ -59,12 +59,22 @@ def floor(seconds: float) -> Iterator[Row]:
         yield Row(f"update, batch {size}, against copies", ours, least, ratio, "times", target, True)
 
 
-def training_step(seconds: float, side: int = 224) -> Iterator[Row]:
+def launch_and_work(seconds: float, device: Device = HOST) -> Iterator[Row]:
+    """How long an update keeps the host of an accelerator, and how long the accelerator."""
+    shown = labels(IMAGES)
+    for size in (5, 16, 256):
+        accumulator = AttentionAccumulator(shown, (SIDE, SIDE), device=device.name)
+        launch, work = device.launch_and_work(_updates(accumulator, shown, size), seconds)
+        ratio = launch.median / work.median
+        yield Row(f"update, batch {size}, host against device", launch, work, ratio, "times", None, True)
+
+
+def training_step(seconds: float, device: Device = HOST, side: int = 224) -> Iterator[Row]:
     """A step of a VGG-16 classifier, batch 5 at 224 x 224, stride 8."""
-    network = nn.Sequential(_vgg16(), CAMHead(512, CLASSES))
+    network = nn.Sequential(_vgg16(), CAMHead(512, CLASSES)).to(device.name)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    images, shown = torch.randn(5, 3, side, side), labels(IMAGES)
-    targets = shown[:5].float()
+    images, shown = torch.randn(5, 3, side, side, device=device.name), labels(IMAGES)
+    targets = shown[:5].float().to(device.name)
 
     def step() -> None:
         loss = binary_cross_entropy_with_logits(network(images).logits, targets)
@@ -72,8 +82,9 @@ def training_step(seconds: float, side: int = 224) -> Iterator[Row]:
         loss.backward()
         optimizer.step()
 
-    accumulator = AttentionAccumulator(shown, (SIDE, SIDE))
-    ours, whole = take_turns(_updates(accumulator, shown, 5), step, seconds=seconds)
+    accumulator = AttentionAccumulator(shown, (SIDE, SIDE), device=device.name)
+    calls = (_updates(accumulator, shown, 5), step)
+    ours, whole = take_turns(*(device.finishing(call) for call in calls), seconds=seconds)
     share = 100 * ours.median / whole.median
     yield Row("update, share of a VGG-16 step", ours, whole, share, "percent", 0.5, True)
 
@@ -111,8 +122,10 @@ def mapped(seconds: float) -> Iterator[Row]:
 
 
 def _updates(accumulator: AttentionAccumulator, shown: torch.Tensor, size: int) -> Callable[[], object]:
-    maps = score_maps(size)
-    given = itertools.cycle([(batch, maps, logits(shown[batch])) for batch in batches(len(shown), size)])
+    """Of ``size`` images each, with score maps that lie where the accumulator's maps do."""
+    device = accumulator.device
+    maps = score_maps(size).to(device)
+    given = itertools.cycle([(batch, maps, logits(shown[batch]).to(device)) for batch in batches(len(shown), size)])
     return lambda: accumulator.update(*next(given))
 
 

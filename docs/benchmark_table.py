@@ -7,12 +7,14 @@ from typing import Any
 from IPython.display import Markdown, display
 
 
-def show() -> None:
+def show(name: str = "benchmarks.json") -> None:
     """Display where and when it was measured, and all rows."""
-    content = json.loads(Path(__file__).with_name("benchmarks.json").read_text())
+    content = json.loads(Path(__file__).with_name(name).read_text())
     machine = content["machine"]
+    device = machine.get("device", "cpu")
     lines = [
-        f"Commit `{machine['commit']}`, {machine['date']}, {machine['cpu']}, {machine['cores']} cores, "
+        ("" if device == "cpu" else f"{device}. ")
+        + f"Commit `{machine['commit']}`, {machine['date']}, {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['threads']} thread, {machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
         f"numpy {machine['numpy']}.",
         "",
