@@ -1,13 +1,17 @@
 """Attention of a trained model from several views of each image."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaa_lib.arguments import floating, kind, whole_number
 from oaa_lib.cam import normalize_attention
+
+LARGEST = 2**15  # pixels of a side: what memory can hold, so that a wrong scale does not end the process
 
 
 @torch.no_grad()
@@ -37,8 +41,9 @@ def multi_scale_attention(
         it; the maps of classes that are not shown mean nothing.
 
     Raises:
-        TypeError: the model returns no score maps.
-        ValueError: images that are not (B, 3, H, W), or scales that are not above 0.
+        TypeError: a model that cannot be called or returns no score maps; images, scales or a size of another kind.
+        ValueError: images that are not (B, 3, H, W), scales that are not above 0 or make a side longer than 32,768
+            pixels, or a size that is none.
 
     Example:
         >>> import torch
@@ -49,11 +54,14 @@ def multi_scale_attention(
 
     Source: the common practice of the field; the paper has one view (section 3.1, Eq. 2).
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"expected images (B, 3, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"expected scales above 0, got {tuple(scales)}")
-    ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it tells the size
+    if not callable(model):
+        raise TypeError(f"expected model to be callable, got {kind(model)}")
+    floating("images", images, "(B, 3, H, W)")
+    if 0 in images.shape[1:]:
+        raise ValueError(f"expected images (B, 3, H, W) with pixels, got {tuple(images.shape)}")
+    size = None if size is None else _checked_size(size)
+    scales = _checked_scales(scales, max(images.shape[-2:]))
+    ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
     total = None
     for scale in ordered:
         sides = [max(round(side * scale), 1) for side in images.shape[-2:]]
@@ -67,6 +75,26 @@ def multi_scale_attention(
             total = attention if total is None else total + attention
     assert total is not None
     return total / (len(ordered) * (2 if flip else 1))
+
+
+def _checked_scales(scales: Any, side: int) -> list[float]:
+    if not isinstance(scales, Iterable) or isinstance(scales, (str, bytes)):
+        raise TypeError(f"expected scales as a sequence of numbers, got {kind(scales)}")
+    try:
+        numbers = [float(scale) for scale in scales]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise TypeError(f"expected scales as a sequence of numbers, got {scales!r}") from error
+    if not numbers or not all(math.isfinite(scale) and scale > 0 for scale in numbers):
+        raise ValueError(f"expected scales above 0, at least one, got {tuple(numbers)}")
+    if side * max(numbers) > LARGEST:
+        raise ValueError(f"expected scales up to {LARGEST / side:.4g} for these images, got {max(numbers)}")
+    return numbers
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
+        raise TypeError(f"expected size as (h, w), got {size!r}")
+    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)
 
 
 def _score_maps(output: Any) -> Tensor:
