@@ -1,5 +1,6 @@
 """Arguments that are not what they should be, in one sentence each: what was expected, and what arrived."""
 
+import math
 import operator
 from typing import Any
 
@@ -29,39 +30,39 @@ def whole_number(name: str, value: Any, least: int, most: int = 2**31 - 1) -> in
         20
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = None
-    if number is None:
+        found = None
+    if found is None:
         raise TypeError(f"expected {name} as an integer, got {type(value).__name__}")
-    if not least <= number <= most:
-        shown = number if abs(number) < 2**64 else f"one of {number.bit_length()} bits"  # not 5,000 digits of it
-        raise ValueError(f"expected {name} {f'>= {least}' if number < least else f'<= {most}'}, got {shown}")
-    return number
+    if not least <= found <= most:
+        shown = found if abs(found) < 2**64 else f"one of {found.bit_length()} bits"  # not 5,000 digits of it
+        raise ValueError(f"expected {name} {f'>= {least}' if found < least else f'<= {most}'}, got {shown}")
+    return found
 
 
-def share(name: str, value: Any) -> float:
-    """A number in [0, 1].
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A number in ``least .. most``.
 
     Raises:
         TypeError: no number; a bool is none.
         ValueError: out of range, or NaN.
 
     Example:
-        >>> share("rate", 0.5)
+        >>> number("rate", 0.5, 0, 1)
         0.5
     """
     try:
-        number = None if isinstance(value, (bool, str, bytes)) else float(value)
+        found = None if isinstance(value, (bool, str, bytes)) else float(value)
     except OverflowError:  # an integer beyond all floats
-        number = float("inf")
+        found = math.inf
     except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None:
-        raise TypeError(f"expected {name} as a number in [0, 1], got {kind(value)}")
-    if not 0 <= number <= 1:
-        raise ValueError(f"expected {name} in [0, 1], got {number:.9g}")
-    return number
+        found = None
+    if found is None:
+        raise TypeError(f"expected {name} as a number in [{least:g}, {most:g}], got {kind(value)}")
+    if not least <= found <= most:
+        raise ValueError(f"expected {name} in [{least:g}, {most:g}], got {found:.9g}")
+    return found
 
 
 def floating(name: str, value: Any, shape: str) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, share
+from oaa_lib.arguments import floating, kind, number
 
 
 def attention_drop(
@@ -44,7 +44,7 @@ def attention_drop(
     Source: the attention drop layer of the authors' journal extension, *Online Attention Accumulation for Weakly
     Supervised Semantic Segmentation* (TPAMI 2021).
     """
-    rate, threshold = share("rate", rate), share("threshold", threshold)
+    rate, threshold = number("rate", rate, 0, 1), number("threshold", threshold, 0, 1)
     floating("images", images, "(B, 3, H, W)")
     floating("attention", attention, "(B, C, h, w)")
     if not isinstance(labels, Tensor) or labels.is_complex() or labels.layout != torch.strided:
@@ -88,7 +88,7 @@ class AttentionDrop(nn.Module):
 
     def __init__(self, rate: float = 0.5, threshold: float = 0.6) -> None:
         super().__init__()
-        self.rate, self.threshold = share("rate", rate), share("threshold", threshold)
+        self.rate, self.threshold = number("rate", rate, 0, 1), number("threshold", threshold, 0, 1)
 
     def forward(self, images: Tensor, attention: Tensor, labels: Tensor) -> Tensor:
         """(B, 3, H, W); see `attention_drop`."""

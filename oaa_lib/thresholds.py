@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from oaa_lib.arguments import on_device, share, whole_number, whole_numbers
+from oaa_lib.arguments import number, on_device, whole_number, whole_numbers
 from oaa_lib.metrics import ConfusionMatrix
 
 LEVELS = 256  # thresholds are 0/255 .. 255/255: what 8-bit maps can tell apart
@@ -121,7 +121,7 @@ class ThresholdSweep:
             TypeError: a threshold that is no number.
             ValueError: a threshold outside [0, 1].
         """
-        level = int(torch.searchsorted(self.thresholds, share("threshold", threshold) - 1e-9))
+        level = int(torch.searchsorted(self.thresholds, number("threshold", threshold, 0, 1) - 1e-9))
         return self._matrix_of(self.confusion()[level])
 
     def _matrix_of(self, counts: Tensor) -> ConfusionMatrix:

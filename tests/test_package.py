@@ -67,8 +67,10 @@ def test_the_wheel_imports_on_its_own(wheel, tmp_path):
 
 EXTRAS = {  # of those who use these modules
     "testing.py": {"hypothesis"},
-    "augmentation.py": {"PIL", "torchvision"},
+    "augmentation.py": {"PIL"},
+    "torchvision_views.py": {"PIL", "torchvision"},
     "interop.py": {"PIL", "safetensors"},
+    "interop_layouts.py": {"PIL", "safetensors"},
     "lightning.py": {"lightning"},
     "plotting.py": {"matplotlib"},
 }
