@@ -69,7 +69,6 @@ EXTRAS = {  # of those who use these modules
     "testing.py": {"hypothesis"},
     "augmentation.py": {"PIL"},
     "torchvision_views.py": {"PIL", "torchvision"},
-    "interop.py": {"PIL", "safetensors"},
     "interop_layouts.py": {"PIL", "safetensors"},
     "lightning.py": {"lightning"},
     "plotting.py": {"matplotlib"},
