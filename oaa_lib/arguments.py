@@ -2,10 +2,14 @@
 
 import math
 import operator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+
+WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+WHOLE |= {torch.uint16, torch.uint32, torch.uint64}
 
 
 def kind(value: Any) -> str:
@@ -16,6 +20,36 @@ def kind(value: Any) -> str:
         ('list', '(2, 3) torch.float32')
     """
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def shown(value: Any) -> str:
+    """A value for a message, however long it is.
+
+    Example:
+        >>> shown((3, 4)), shown(10**5000)
+        ('(3, 4)', 'int')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of an integer of 5,000 digits, or of a class of the user's own
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(name: str, value: Any, what: str) -> list[Any]:
+    """The items of a sequence, or of what is like one.
+
+    Raises:
+        TypeError: no sequence, or a string.
+
+    Example:
+        >>> listed("scales", (0.5, 1), "numbers")
+        [0.5, 1]
+    """
+    if hasattr(value, "__len__") and not isinstance(value, (str, bytes)):
+        with suppress(TypeError):  # a tensor of one number has a length, and no items
+            return list(value)
+    raise TypeError(f"expected {name} as a sequence of {what}, got {kind(value)}")
 
 
 def whole_number(name: str, value: Any, least: int, most: int = 2**31 - 1) -> int:
@@ -66,11 +100,11 @@ def number(name: str, value: Any, least: float, most: float) -> float:
 
 
 def floating(name: str, value: Any, shape: str) -> Tensor:
-    """A floating point tensor with as many dimensions as ``shape`` names.
+    """A floating point tensor with as many dimensions as ``shape`` names, the last two of them not 0.
 
     Raises:
         TypeError: no tensor.
-        ValueError: another dtype or number of dimensions, or a sparse tensor.
+        ValueError: another dtype or number of dimensions, no pixels, or a sparse tensor.
 
     Example:
         >>> floating("images", torch.zeros(2, 3, 8, 8), "(B, 3, H, W)").shape
@@ -78,7 +112,8 @@ def floating(name: str, value: Any, shape: str) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} as a tensor {shape}, got {kind(value)}")
-    if value.ndim != shape.count(",") + 1 or not value.is_floating_point() or value.layout != torch.strided:
+    right = value.ndim == shape.count(",") + 1 and value.is_floating_point() and value.layout == torch.strided
+    if not right or 0 in value.shape[-2:]:
         layout = "" if value.layout == torch.strided else f" {value.layout}"
         raise ValueError(f"expected {name} {shape} floating point, got {kind(value)}{layout}")
     return value
@@ -100,7 +135,7 @@ def whole_numbers(name: str, value: Any, advice: str = "") -> Tensor:
         found = "one on the meta device"
     elif value.layout != torch.strided:
         found = value.layout
-    elif value.is_floating_point() or value.is_complex():
+    elif value.dtype not in WHOLE:
         found = value.dtype
     else:
         return value
@@ -108,20 +143,24 @@ def whole_numbers(name: str, value: Any, advice: str = "") -> Tensor:
 
 
 def on_device(device: Any) -> torch.device:
-    """The device that is meant.
+    """The device that is meant, if it is there.
 
     Raises:
         TypeError: nothing that names a device.
-        ValueError: no device of that name.
+        ValueError: no device of that name here.
 
     Example:
         >>> on_device("cpu")
         device(type='cpu')
     """
-    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+    if not isinstance(device, (str, torch.device)):
         raise TypeError(f"expected device as a name or torch.device, got {type(device).__name__}")
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"expected device as the name of one, such as 'cpu', got {device!r} ({reason})") from None
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0][:100]
+        raise ValueError(f"expected device as that of this machine, such as 'cpu', got {device!r} ({reason})") from None
+    if found.type == "meta":
+        raise ValueError("expected device as one that keeps values, got 'meta'")
+    return found

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
+from oaa_lib.arguments import shown
 from oaa_lib.torchvision_views import Size, check_steps, frame_type, is_moved, torchvision, watched
 from oaa_lib.views import View
 
@@ -133,7 +135,9 @@ class WithViews(Dataset[tuple[Any, ...]]):
     def __init__(self, dataset: Dataset[Any] | Sequence[Any], transform: Callable[..., Any] | None = None) -> None:
         by_number = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
         if not hasattr(dataset, "__len__") or not by_number:
-            raise TypeError(f"expected a data set with a length and samples by number, got {type(dataset).__name__}")
+            raise TypeError(
+                f"expected a data set with a length and samples by number, got {type(dataset).__name__} as dataset"
+            )
         if transform is not None and not callable(transform):
             raise TypeError(f"expected transform as something to call, or None, got {type(transform).__name__}")
         self.dataset = dataset
@@ -148,7 +152,7 @@ class WithViews(Dataset[tuple[Any, ...]]):
         except TypeError:
             raise TypeError(f"expected index as an integer, got {type(index).__name__}") from None
         except IndexError:  # the end of an iteration, too
-            raise IndexError(f"expected index in 0..{len(self) - 1}, got {index}") from None
+            raise IndexError(f"expected index in 0..{len(self) - 1}, got {shown(index)}") from None
         sample = self.dataset[index]
         image, *rest = sample if isinstance(sample, (tuple, list)) else (sample,)
         if self.transform is None:
@@ -181,7 +185,7 @@ def _size(image: Any) -> Size:
         height, width = image.shape[:2]
     elif isinstance(image, PIL.Image.Image):
         width, height = image.size
-    elif isinstance(image, Tensor) and image.ndim >= 2:
+    elif isinstance(image, Tensor) and image.ndim >= 2 and image.layout == torch.strided:
         height, width = image.shape[-2:]
     else:
         found = f"{type(image).__name__} {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, number
+from oaa_lib.arguments import WHOLE, floating, kind, number
 
 
 def attention_drop(
@@ -47,15 +47,19 @@ def attention_drop(
     rate, threshold = number("rate", rate, 0, 1), number("threshold", threshold, 0, 1)
     floating("images", images, "(B, 3, H, W)")
     floating("attention", attention, "(B, C, h, w)")
-    if not isinstance(labels, Tensor) or labels.is_complex() or labels.layout != torch.strided:
+    readable = isinstance(labels, Tensor) and labels.layout == torch.strided
+    if not readable or not (labels.dtype in WHOLE or labels.is_floating_point()):
         raise TypeError(f"expected labels (B, C) as a tensor of bools or 0/1, got {kind(labels)}")
     if labels.shape != attention.shape[:2] or len(images) != len(attention):
         raise ValueError(
             "expected images (B, 3, H, W), attention (B, C, h, w) and labels (B, C), got "
             f"{tuple(images.shape)}, {tuple(attention.shape)}, {tuple(labels.shape)}"
         )
-    if images.device != attention.device:
-        raise ValueError(f"expected images and attention on one device, got {images.device} and {attention.device}")
+    if images.device != attention.device or labels.is_meta != attention.is_meta:
+        raise ValueError(
+            f"expected images, attention and labels on one device, got {images.device}, {attention.device} and "
+            f"{labels.device}"
+        )
     shown = attention.detach() * labels.to(attention)[..., None, None]
     strong = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
     for first in range(0, shown.shape[1], 32):  # many classes at full size would be large

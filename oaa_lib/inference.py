@@ -1,14 +1,14 @@
 """Attention of a trained model from several views of each image."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, whole_number
+from oaa_lib.arguments import floating, kind, listed, number, shown, whole_number
 from oaa_lib.cam import normalize_attention
 
 LARGEST = 2**15  # pixels of a side: what memory can hold, so that a wrong scale does not end the process
@@ -54,11 +54,11 @@ def multi_scale_attention(
 
     Source: the common practice of the field; the paper has one view (section 3.1, Eq. 2).
     """
+    floating("images", images, "(B, 3, H, W)")
     if not callable(model):
         raise TypeError(f"expected model to be callable, got {kind(model)}")
-    floating("images", images, "(B, 3, H, W)")
-    if 0 in images.shape[1:]:
-        raise ValueError(f"expected images (B, 3, H, W) with pixels, got {tuple(images.shape)}")
+    if not isinstance(flip, (bool, np.bool_)):
+        raise TypeError(f"expected flip as a bool, got {kind(flip)}")
     size = None if size is None else _checked_size(size)
     scales = _checked_scales(scales, max(images.shape[-2:]))
     ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
@@ -78,22 +78,15 @@ def multi_scale_attention(
 
 
 def _checked_scales(scales: Any, side: int) -> list[float]:
-    if not isinstance(scales, Iterable) or isinstance(scales, (str, bytes)):
-        raise TypeError(f"expected scales as a sequence of numbers, got {kind(scales)}")
-    try:
-        numbers = [float(scale) for scale in scales]
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise TypeError(f"expected scales as a sequence of numbers, got {scales!r}") from error
-    if not numbers or not all(math.isfinite(scale) and scale > 0 for scale in numbers):
+    numbers = [number("scales", scale, 0, LARGEST / side) for scale in listed("scales", scales, "numbers")]
+    if not numbers or min(numbers) == 0:
         raise ValueError(f"expected scales above 0, at least one, got {tuple(numbers)}")
-    if side * max(numbers) > LARGEST:
-        raise ValueError(f"expected scales up to {LARGEST / side:.4g} for these images, got {max(numbers)}")
     return numbers
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
-        raise TypeError(f"expected size as (h, w), got {size!r}")
+        raise TypeError(f"expected size as (h, w), got {shown(size)}")
     return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from oaa_lib.accumulator import AttentionAccumulator
-from oaa_lib.arguments import floating, kind, whole_number, whole_numbers
+from oaa_lib.arguments import floating, kind, shown, whole_number, whole_numbers
 from oaa_lib.interop_folder import MapFolder, files_of_images
 from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name, resize
 
@@ -217,7 +217,7 @@ def _check_accumulator(accumulator: Any) -> None:
 
 def _checked_folder(folder: Any) -> Path:
     if not isinstance(folder, (str, os.PathLike)) or "\0" in os.fspath(folder):
-        raise TypeError(f"expected folder as a path, got {folder!r}")
+        raise TypeError(f"expected folder as a path, got {shown(folder)}")
     return Path(folder)
 
 
@@ -229,7 +229,7 @@ def _checked_sizes(sizes: Any, names: list[str]) -> dict[str, tuple[int, int]]:
         if name not in sizes:
             raise KeyError(f"expected sizes of all {len(names)} images, got none of {name!r}")
         if not isinstance(sizes[name], (tuple, list)) or len(sizes[name]) != 2:
-            raise TypeError(f"expected sizes as (H, W), got {sizes[name]!r} of {name!r}")
+            raise TypeError(f"expected sizes as (H, W), got {shown(sizes[name])} of {name!r}")
         height, width = (whole_number(f"sizes of {name!r}", side, 1, 2**15) for side in sizes[name])
         checked[name] = (height, width)
     return checked
@@ -237,5 +237,5 @@ def _checked_sizes(sizes: Any, names: list[str]) -> dict[str, tuple[int, int]]:
 
 def _checked(layout: str, known: Mapping[str, Any]) -> Any:
     if not isinstance(layout, str) or layout not in known:
-        raise ValueError(f"expected layout {', '.join(map(repr, known))}, got {layout!r}")
+        raise ValueError(f"expected layout {', '.join(map(repr, known))}, got {shown(layout)}")
     return known[layout]

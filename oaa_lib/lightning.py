@@ -71,7 +71,7 @@ class AttentionCallback(Callback):
         if not isinstance(accumulator, AttentionAccumulator) or not isinstance(network, nn.Module):
             raise TypeError(
                 "expected an AttentionAccumulator and a module, got "
-                f"{type(accumulator).__name__} and {type(network).__name__}"
+                f"{type(accumulator).__name__} and {type(network).__name__} as accumulator and network"
             )
         for name, given in (("indices", indices), ("views", views)):
             if not callable(given) and (given is not None or name == "indices"):

@@ -103,7 +103,7 @@ class ConfusionMatrix:
             ValueError: the other has another number of classes or another ignore_index.
         """
         if not isinstance(other, ConfusionMatrix):
-            raise TypeError(f"expected a ConfusionMatrix, got {type(other).__name__}")
+            raise TypeError(f"expected other as a ConfusionMatrix, got {type(other).__name__}")
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"expected a matrix with (num_classes, ignore_index) = {ours}, got {theirs}")

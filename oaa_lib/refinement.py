@@ -1,12 +1,12 @@
 """Attention that follows the edges of the photograph, in plain torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, whole_number
+from oaa_lib.arguments import floating, kind, listed, whole_number
 
 
 @torch.no_grad()
@@ -56,9 +56,9 @@ def pixel_adaptive_refinement(
     """
     floating("images", images, "(B, 3, H, W)")
     floating("attention", attention, "(B, K, h, w)")
-    if len(images) != len(attention) or 0 in (*images.shape[1:], *attention.shape[-2:]):
+    if len(images) != len(attention) or not images.shape[1]:
         raise ValueError(
-            "expected images (B, 3, H, W) floating point and attention (B, K, h, w), none of the sides 0, got "
+            "expected images (B, 3, H, W) floating point and attention (B, K, h, w), got "
             f"{kind(images)} and {kind(attention)}"
         )
     if images.device != attention.device:
@@ -83,13 +83,12 @@ def pixel_adaptive_refinement(
         return maps
 
 
-def _checked_dilations(dilations: Iterable[int], limit: int) -> list[int]:
+def _checked_dilations(dilations: Sequence[int], limit: int) -> list[int]:
     """Those below ``limit``."""
-    if not isinstance(dilations, Iterable) or isinstance(dilations, (str, bytes)):
-        raise TypeError(f"expected dilations as a sequence of integers, got {kind(dilations)}")
-    distances = [whole_number("dilations", distance, 1, 2**63 - 1) for distance in dilations]
+    items = listed("dilations", dilations, "integers")
+    distances = [whole_number("dilations", distance, 1, 2**63 - 1) for distance in items]
     if not distances:
-        raise ValueError(f"expected dilations of 1 to {limit - 1} pixels, at least one, got {dilations!r}")
+        raise ValueError(f"expected dilations of 1 to {limit - 1} pixels, at least one, got none")
     return [distance for distance in distances if distance < limit]
 
 

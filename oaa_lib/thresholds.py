@@ -99,8 +99,9 @@ class ThresholdSweep:
             ids = torch.as_tensor(classes, device=self.counts.device)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"expected classes (K,) as integers, got {type(classes).__name__} ({error})") from None
-        if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-            raise TypeError(f"expected classes (K,) as integers, got {ids.dtype}; pass ids, not a 0/1 row")
+        if ids.numel() and ids.dtype == torch.bool:
+            raise TypeError("expected classes (K,) as integers, got torch.bool; pass ids, not a 0/1 row")
+        ids = whole_numbers("classes (K,)", ids) if ids.numel() else ids
         known = ids.flatten().tolist()
         if any(not 0 <= c < self.num_classes for c in known):
             raise ValueError(f"expected classes in 0..{self.num_classes - 1}, without background, got {known}")
@@ -161,7 +162,7 @@ class ThresholdSweep:
             ValueError: the other has another number of classes or another ignore_index.
         """
         if not isinstance(other, ThresholdSweep):
-            raise TypeError(f"expected a ThresholdSweep, got {type(other).__name__}")
+            raise TypeError(f"expected other as a ThresholdSweep, got {type(other).__name__}")
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"expected a sweep with (num_classes, ignore_index) = {ours}, got {theirs}")

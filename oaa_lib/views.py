@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import number, whole_number
+from oaa_lib.arguments import number, shown, whole_number
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 ROUNDING = 1e-9  # a pixel centre on the very edge of a view is inside, mirrored or not
@@ -100,7 +100,7 @@ def _check_one(view: View) -> None:
 
 def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
-        raise TypeError(f"expected size as (H, W), got {size!r}")
+        raise TypeError(f"expected size as (H, W), got {shown(size)}")
     return whole_number("size", size[0], 1), whole_number("size", size[1], 1)
 
 

@@ -371,12 +371,10 @@ MAPS = {
     "ragged": [[0.0], [0.0, 1.0]],
     "complex": np.zeros((2, 2), complex),
     "a complex tensor": torch.zeros(2, 2, dtype=torch.complex64),
-    "a sparse tensor": torch.zeros(2, 2).to_sparse(),
     "objects": np.array([[{}]]),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 @pytest.mark.parametrize("values", MAPS.values(), ids=list(MAPS))
 def test_what_is_no_map_is_refused(tmp_path, values):
     np.save(tmp_path / "x.npy", {0: values}, allow_pickle=True)

@@ -71,6 +71,7 @@ EXTRAS = {  # of those who use these modules
     "torchvision_views.py": {"PIL", "torchvision"},
     "interop_layouts.py": {"PIL", "safetensors"},
     "lightning.py": {"lightning"},
+    "pictures.py": {"matplotlib"},
     "plotting.py": {"matplotlib"},
 }
 

@@ -158,8 +158,8 @@ def test_on_a_gpu_it_never_waits_and_autocast_changes_nothing():
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8), {}, "torch.uint8"),
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": ()}, "dilations of 1 to 7"),
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": (1, 0)}, "dilations >= 1, got 0"),
-        (torch.zeros(1, 3, 8, 0), torch.zeros(1, 1, 8, 8), {}, r"sides 0, got \(1, 3, 8, 0\)"),
-        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 0, 8), {}, r"sides 0, got.*\(1, 1, 0, 8\)"),
+        (torch.zeros(1, 3, 8, 0), torch.zeros(1, 1, 8, 8), {}, r"images.*got \(1, 3, 8, 0\)"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 0, 8), {}, r"attention.*got \(1, 1, 0, 8\)"),
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": (1,), "iterations": -1}, "iterations >= 0"),
     ],
 )

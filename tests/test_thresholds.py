@@ -114,7 +114,7 @@ MAPS, TARGET = torch.rand(2, 3, 4), torch.zeros(3, 4, dtype=torch.long)
         (MAPS, [0, 1], TARGET + 4, ValueError, r"target in 0\.\.3 or 255, got up to 4"),
         (MAPS, [0, 1], TARGET - 7, ValueError, r"target in 0\.\.3 or 255, got -7"),
         (MAPS, [True, False], TARGET, TypeError, "classes.*as integers, got torch.bool; pass ids, not a 0/1 row"),
-        (MAPS, torch.tensor([0.9, 1.2]), TARGET, TypeError, "classes.*as integers, got torch.float32"),
+        (MAPS, torch.tensor([0.9, 1.2]), TARGET, TypeError, "classes.*as an integer tensor, got torch.float32"),
         (MAPS, ["cat", "dog"], TARGET, TypeError, "classes.*as integers, got list"),
         (MAPS, [10**30, 1], TARGET, TypeError, "classes.*as integers"),
         (MAPS, [1, 1], TARGET, ValueError, r"classes without repetition, got \[1, 1\]; pass ids, not a 0/1 row"),
