@@ -111,8 +111,8 @@ class WithViews(Dataset[tuple[Any, ...]]):
     Args:
         dataset: samples by number, with a length. A sample is an image, or a tuple or list (image, target, ...).
         transform: a torchvision v2 transform, see `transform_with_view`. It gets the image and, of the rest, what is or
-            holds a ``tv_tensor`` (masks, boxes); labels and everything else come back untouched. None: no transform,
-            the view is the whole image, and torchvision is not needed.
+            holds a ``tv_tensor`` (masks, boxes); labels and everything else come back untouched, masks in arrays or
+            plain tensors too. None: no transform, the view is the whole image, and torchvision is not needed.
 
     Raises:
         TypeError: ``dataset`` has no length or no samples by number, ``transform`` cannot be called; when sampled, a

@@ -17,6 +17,8 @@ ROUNDING = 1e-3  # so far outside of [0, 1] values are taken for 0 or 1: a step 
 class MapFolder(Mapping[str, ImageMaps]):
     """What `read_maps` returns: `ImageMaps` by image name; a file is read when it is asked for.
 
+    Its repr shows how many images there are, and how many files were passed over.
+
     Attributes:
         passed_over: files with the layout's ending that are no maps: hidden ones, and those whose name has no class.
     """
@@ -39,9 +41,8 @@ class MapFolder(Mapping[str, ImageMaps]):
         maps = {c: _as_map(values, paths.get(c, first)) for c, values in sorted(self._read(paths).items())}
         if not maps:
             return ImageMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1))
-        if len({m.shape for m in maps.values()}) > 1:
-            shapes = {c: tuple(m.shape) for c, m in maps.items()}
-            raise ValueError(f"{first}: expected maps (h, w) of one size, got {shapes}")
+        if len(shapes := {tuple(m.shape) for m in maps.values()}) > 1:
+            raise ValueError(f"{first}: expected maps (h, w) of one size, got {sorted(shapes)[:3]}")
         attention = torch.stack(list(maps.values()))
         if not ((attention >= -ROUNDING) & (attention <= 1 + ROUNDING)).all():
             raise ValueError(
