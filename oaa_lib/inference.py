@@ -38,7 +38,7 @@ def multi_scale_attention(
 
     Returns:
         (B, C, h, w) in [0, 1], dtype and device of the score maps, without gradient. Take an image's own classes from
-        it; the maps of classes that are not shown mean nothing.
+        it; the maps of classes that are not shown mean nothing. Score maps with NaN give attention with NaN.
 
     Raises:
         TypeError: a model that cannot be called or returns no score maps; images, scales or a size of another kind.
