@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oaa_lib.arguments import WHOLE, floating, kind, number
+
 
 def attention_drop(
     images: Tensor, attention: Tensor, labels: Tensor, *, rate: float = 0.5, threshold: float = 0.6
@@ -26,7 +28,8 @@ def attention_drop(
         of the images' device, and nothing waits for it.
 
     Raises:
-        ValueError: shapes that do not fit, or a rate or threshold outside [0, 1].
+        TypeError: an input that is no tensor, or a rate or threshold that is no number.
+        ValueError: shapes, dtypes or devices that do not fit, or a rate or threshold outside [0, 1].
 
     Example:
         >>> import torch
@@ -41,13 +44,22 @@ def attention_drop(
     Source: the attention drop layer of the authors' journal extension, *Online Attention Accumulation for Weakly
     Supervised Semantic Segmentation* (TPAMI 2021).
     """
-    if images.ndim != 4 or attention.ndim != 4 or labels.shape != attention.shape[:2] or len(images) != len(attention):
+    rate, threshold = number("rate", rate, 0, 1), number("threshold", threshold, 0, 1)
+    floating("images", images, "(B, 3, H, W)")
+    floating("attention", attention, "(B, C, h, w)")
+    readable = isinstance(labels, Tensor) and labels.layout == torch.strided
+    if not readable or not (labels.dtype in WHOLE or labels.is_floating_point()):
+        raise TypeError(f"expected labels (B, C) as a tensor of bools or 0/1, got {kind(labels)}")
+    if labels.shape != attention.shape[:2] or len(images) != len(attention):
         raise ValueError(
             "expected images (B, 3, H, W), attention (B, C, h, w) and labels (B, C), got "
             f"{tuple(images.shape)}, {tuple(attention.shape)}, {tuple(labels.shape)}"
         )
-    if not 0 <= rate <= 1 or not 0 <= threshold <= 1:
-        raise ValueError(f"expected rate and threshold in [0, 1], got {rate} and {threshold}")
+    if images.device != attention.device or labels.is_meta != attention.is_meta:
+        raise ValueError(
+            f"expected images, attention and labels on one device, got {images.device}, {attention.device} and "
+            f"{labels.device}"
+        )
     shown = attention.detach() * labels.to(attention)[..., None, None]
     strong = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
     for first in range(0, shown.shape[1], 32):  # many classes at full size would be large
@@ -65,6 +77,7 @@ class AttentionDrop(nn.Module):
         threshold: attention above it is hidden.
 
     Raises:
+        TypeError: no number.
         ValueError: outside [0, 1].
 
     Example:
@@ -79,9 +92,7 @@ class AttentionDrop(nn.Module):
 
     def __init__(self, rate: float = 0.5, threshold: float = 0.6) -> None:
         super().__init__()
-        if not 0 <= rate <= 1 or not 0 <= threshold <= 1:
-            raise ValueError(f"expected rate and threshold in [0, 1], got {rate} and {threshold}")
-        self.rate, self.threshold = rate, threshold
+        self.rate, self.threshold = number("rate", rate, 0, 1), number("threshold", threshold, 0, 1)
 
     def forward(self, images: Tensor, attention: Tensor, labels: Tensor) -> Tensor:
         """(B, 3, H, W); see `attention_drop`."""

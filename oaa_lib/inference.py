@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaa_lib.arguments import floating, kind, listed, number, shown, whole_number
 from oaa_lib.cam import normalize_attention
+
+LARGEST = 2**15  # pixels of a side: what memory can hold, so that a wrong scale does not end the process
 
 
 @torch.no_grad()
@@ -34,11 +38,12 @@ def multi_scale_attention(
 
     Returns:
         (B, C, h, w) in [0, 1], dtype and device of the score maps, without gradient. Take an image's own classes from
-        it; the maps of classes that are not shown mean nothing.
+        it; the maps of classes that are not shown mean nothing. Score maps with NaN give attention with NaN.
 
     Raises:
-        TypeError: the model returns no score maps.
-        ValueError: images that are not (B, 3, H, W), or scales that are not above 0.
+        TypeError: a model that cannot be called or returns no score maps; images, scales or a size of another kind.
+        ValueError: images that are not (B, 3, H, W), scales that are not above 0 or make a side longer than 32,768
+            pixels, or a size that is none.
 
     Example:
         >>> import torch
@@ -49,11 +54,14 @@ def multi_scale_attention(
 
     Source: the common practice of the field; the paper has one view (section 3.1, Eq. 2).
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"expected images (B, 3, H, W) floating point, got {tuple(images.shape)} {images.dtype}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"expected scales above 0, got {tuple(scales)}")
-    ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it tells the size
+    floating("images", images, "(B, 3, H, W)")
+    if not callable(model):
+        raise TypeError(f"expected model to be callable, got {kind(model)}")
+    if not isinstance(flip, (bool, np.bool_)):
+        raise TypeError(f"expected flip as a bool, got {kind(flip)}")
+    size = None if size is None else _checked_size(size)
+    scales = _checked_scales(scales, max(images.shape[-2:]))
+    ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
     total = None
     for scale in ordered:
         sides = [max(round(side * scale), 1) for side in images.shape[-2:]]
@@ -67,6 +75,19 @@ def multi_scale_attention(
             total = attention if total is None else total + attention
     assert total is not None
     return total / (len(ordered) * (2 if flip else 1))
+
+
+def _checked_scales(scales: Any, side: int) -> list[float]:
+    numbers = [number("scales", scale, 0, LARGEST / side) for scale in listed("scales", scales, "numbers")]
+    if not numbers or min(numbers) == 0:
+        raise ValueError(f"expected scales above 0, at least one, got {tuple(numbers)}")
+    return numbers
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
+        raise TypeError(f"expected size as (h, w), got {shown(size)}")
+    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)
 
 
 def _score_maps(output: Any) -> Tensor:

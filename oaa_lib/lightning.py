@@ -1,7 +1,7 @@
 """Online attention accumulation in a training run of Lightning (extra ``lightning``)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,7 +19,8 @@ class AttentionCallback(Callback):
 
     It takes what the network returned in the step, so nothing is computed twice. Steps of validation and test are left
     alone. With several processes the maps are synchronised whenever a checkpoint is made and when training ends. A run
-    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps.
+    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps. A step that does not end, since the
+    epoch is skipped or something fails, accumulates nothing and leaves nothing on the network.
 
     Args:
         accumulator: of the training images; a file at ``path=`` is for one process alone.
@@ -31,7 +32,7 @@ class AttentionCallback(Callback):
         views: likewise their views. None: the whole images, not flipped.
 
     Raises:
-        TypeError: no accumulator or module; while training, if the network returns something else.
+        TypeError: no accumulator, module or functions; while training, if the network returns something else.
         RuntimeError: while training, if the network was not called in a step, or twice.
 
     Example:
@@ -70,15 +71,18 @@ class AttentionCallback(Callback):
         if not isinstance(accumulator, AttentionAccumulator) or not isinstance(network, nn.Module):
             raise TypeError(
                 "expected an AttentionAccumulator and a module, got "
-                f"{type(accumulator).__name__} and {type(network).__name__}"
+                f"{type(accumulator).__name__} and {type(network).__name__} as accumulator and network"
             )
+        for name, given in (("indices", indices), ("views", views)):
+            if not callable(given) and (given is not None or name == "indices"):
+                raise TypeError(f"expected {name} as a function of a batch, got {type(given).__name__}")
         self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
         self._outputs: list[CAMOutput] = []
         self._hook: RemovableHandle | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Listen to the network."""
-        self._outputs = []
+        self._stop()
         self._hook = self.network.register_forward_hook(self._listen)
 
     def _listen(self, network: nn.Module, given: Any, output: Any) -> None:
@@ -92,35 +96,47 @@ class AttentionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Accumulate."""
-        self._stop()
-        if len(self._outputs) != 1:
-            raise RuntimeError(f"expected training_step to call the network once, got {len(self._outputs)} calls")
-        (output,) = self._outputs
-        self._outputs = []
+        returned = self._stop()
+        if len(returned) != 1:
+            raise RuntimeError(f"expected training_step to call the network once, got {len(returned)} calls")
+        (output,) = returned
         indices, views = self.indices(batch), None if self.views is None else self.views(batch)
         indices = indices.cpu() if isinstance(indices, Tensor) else indices
         if isinstance(views, Tensor):
             views = views.cpu()
         elif isinstance(views, View):  # as a data loader collates it
-            views = View(*(torch.as_tensor(column).cpu() for column in views))  # type: ignore[arg-type]
+            views = View(*(cast(Any, torch.as_tensor(column).cpu()) for column in views))
         self.accumulator.update(indices, output.score_maps, output.logits, views)
+
+    def _stop(self) -> list[CAMOutput]:
+        """What was heard since the step began; neither a hook nor a tensor stays."""
+        if self._hook is not None:
+            self._hook.remove()
+        returned, self._outputs, self._hook = self._outputs, [], None
+        return returned
+
+    # A step may begin and not end: the module skips the rest of the epoch, the loader runs dry, something raises.
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave no hook behind."""
+        self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
         self._stop()
 
-    def _stop(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = None
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let every process hold what all have seen."""
+        self._stop()
         self._synchronize()
 
     @property
     def state_key(self) -> str:
-        """Two accumulators of one training run, max and mean, are told apart."""
+        """Two accumulators of one training run, max and mean, have different keys."""
         return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion))
 
     def state_dict(self) -> dict[str, Any]:

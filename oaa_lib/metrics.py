@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from oaa_lib.arguments import on_device, whole_number, whole_numbers
+
 
 class ConfusionMatrix:
     """Pixel counts of (target, prediction) over a whole data set, and the IoU they give.
@@ -18,6 +20,10 @@ class ConfusionMatrix:
     Attributes:
         counts: (num_classes, num_classes) int64, rows are targets, columns predictions.
 
+    Raises:
+        TypeError: a number that is no integer, or a device that is none.
+        ValueError: no class, more than 32,768, or an ``ignore_index`` that is a label.
+
     Example:
         >>> import torch
         >>> matrix = ConfusionMatrix(2)
@@ -29,13 +35,11 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
-        if num_classes < 1:
-            raise ValueError(f"expected num_classes >= 1, got {num_classes}")
+        self.num_classes = num_classes = whole_number("num_classes", num_classes, 1, 2**15)
+        self.ignore_index = whole_number("ignore_index", ignore_index, -(2**63), 2**63 - 1)
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes - 1}, got {ignore_index}")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=on_device(device))
 
     def update(self, prediction: Tensor, target: Tensor) -> Self:
         """Count one image or batch.
@@ -52,9 +56,7 @@ class ConfusionMatrix:
             ValueError: shapes differ, or a value is no class; nothing is counted then.
         """
         for name, values in (("prediction", prediction), ("target", target)):
-            if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
-                found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-                raise TypeError(f"expected {name} as an integer tensor, got {found}; take the arg-max of scores first")
+            whole_numbers(name, values, "; take the arg-max of scores first")
         if prediction.shape != target.shape:
             raise ValueError(
                 f"expected prediction and target of one shape, got {tuple(prediction.shape)} and "
@@ -101,7 +103,7 @@ class ConfusionMatrix:
             ValueError: the other has another number of classes or another ignore_index.
         """
         if not isinstance(other, ConfusionMatrix):
-            raise TypeError(f"expected a ConfusionMatrix, got {type(other).__name__}")
+            raise TypeError(f"expected other as a ConfusionMatrix, got {type(other).__name__}")
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"expected a matrix with (num_classes, ignore_index) = {ours}, got {theirs}")

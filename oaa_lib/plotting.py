@@ -4,19 +4,17 @@
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from oaa_lib.arguments import listed, whole_number
+from oaa_lib.pictures import Picture, as_array, blend, numbers, photograph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Picture: TypeAlias = npt.NDArray[np.uint8]
-COLOURS = "inferno"  # perceptually even: equal steps of attention look like equal steps
 
 
 class Overlay(NamedTuple):
@@ -48,6 +46,7 @@ def overlay(
         The figure, one row of 1 + K pictures.
 
     Raises:
+        TypeError: an argument of another kind.
         ValueError: an image that is none, attention outside [0, 1], another number of titles.
 
     Example:
@@ -56,11 +55,13 @@ def overlay(
         >>> [axis.get_title() for axis in figure.axes]
         ['image', 'cat', 'dog']
     """
-    maps = torch.as_tensor(attention)
+    maps = numbers("attention", attention)
     maps = maps[None] if maps.ndim == 2 else maps
-    names = [f"map {place}" for place in range(len(maps))] if titles is None else list(titles)
+    if maps.ndim != 3:
+        raise ValueError(f"expected attention (h, w) or (K, h, w), got {tuple(maps.shape)}")
+    names = [f"map {place}" for place in range(len(maps))] if titles is None else listed("titles", titles, "names")
     if len(names) != len(maps):
-        raise ValueError(f"expected a title for each of the {len(maps)} maps, got {len(names)}")
+        raise ValueError(f"expected a title for each of the {len(maps)} maps, got {len(names)} for this attention")
     return contact_sheet([[image, *(Overlay(image, each, opacity) for each in maps)]], ["image", *names])
 
 
@@ -79,6 +80,7 @@ def contact_sheet(
         The figure.
 
     Raises:
+        TypeError: an argument or a cell of another kind.
         ValueError: no rows, rows of different lengths, titles or notes that do not fit, a cell that is no picture.
 
     Example:
@@ -93,19 +95,14 @@ def contact_sheet(
     """
     from matplotlib.figure import Figure
 
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"expected rows of one length of at least 1, got lengths {[len(row) for row in rows]}")
-    (columns,) = lengths
-    for what, given, number in (("titles", titles, columns), ("notes", notes, len(rows))):
-        if given is not None and len(given) != number:
-            raise ValueError(f"expected {number} {what}, got {len(given)}")
-    pictures = [[None if cell is None else _picture(cell) for cell in row] for row in rows]
+    pictures = _pictures(rows)
+    columns = len(pictures[0])
+    titles, notes = _names("titles", titles, columns), _names("notes", notes, len(pictures))
     shapes = [picture.shape for row in pictures for picture in row if picture is not None]
     aspect = float(np.median([shape[0] / shape[1] for shape in shapes])) if shapes else 1.0
-    size = (1.9 * columns, 1.9 * aspect * len(rows) + (0.0 if titles is None else 0.3))
+    size = (1.9 * columns, 1.9 * aspect * len(pictures) + (0.0 if titles is None else 0.3))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(pictures), columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for row, line in zip(axes, pictures, strict=True):
@@ -143,6 +140,7 @@ def evolution(
         The figure.
 
     Raises:
+        TypeError: an argument of another kind.
         ValueError: shapes that do not fit, attention outside [0, 1].
 
     Example:
@@ -154,11 +152,11 @@ def evolution(
 
     Source: paper, Fig. 1.
     """
-    values = torch.as_tensor(maps)
-    if values.ndim != 4 or len(values) != len(steps) or not len(steps):
+    values, steps = numbers("maps", maps), listed("steps", steps, "integers")
+    if values.ndim != 4 or len(values) != len(steps) or not values.numel():
         raise ValueError(f"expected maps (T, K, h, w) and T steps, got {tuple(values.shape)} and {len(steps)}")
-    if columns < 2:
-        raise ValueError(f"expected columns >= 2, got {columns}")
+    columns = whole_number("columns", columns, 2)
+    classes = _names("classes", classes, values.shape[1])
     moments = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)).tolist()
     rows = [
         [image, *(Overlay(image, values[moment, k], opacity) for moment in moments)] for k in range(values.shape[1])
@@ -180,51 +178,39 @@ def voc_palette() -> Picture:
     return colours
 
 
+def _names(name: str, given: Any, count: int) -> list[Any] | None:
+    names = None if given is None else listed(name, given, "names")
+    if names is not None and len(names) != count:
+        raise ValueError(f"expected {count} {name}, got {len(names)} for these rows")
+    return names
+
+
+def _pictures(rows: Any) -> list[list[Picture | None]]:
+    """Each cell of a table as (H, W, 3) uint8."""
+    table = [listed("each of the rows", row, "cells") for row in listed("rows", rows, "rows")]
+    lengths = {len(row) for row in table}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(f"expected rows of one length of at least 1, got lengths {[len(row) for row in table]}")
+    pictures: list[list[Picture | None]] = [[None] * len(row) for row in table]
+    for i, j in np.ndindex(len(table), *lengths):
+        try:
+            pictures[i][j] = None if table[i][j] is None else _picture(table[i][j])
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{error} (rows[{i}][{j}])") from None
+    return pictures
+
+
 def _picture(cell: Any) -> Picture:
     """(H, W, 3) uint8 of any cell."""
     if isinstance(cell, Overlay):
-        return _blend(_photograph(cell.image), torch.as_tensor(cell.attention), cell.opacity)
-    values = np.asarray(cell.cpu() if isinstance(cell, Tensor) else cell)
-    if values.ndim == 2 and np.issubdtype(values.dtype, np.integer):
-        if values.min() < 0 or values.max() > 255:
-            raise ValueError(f"expected a label image of 0..255, got [{values.min()}, {values.max()}]")
-        palette = voc_palette()
-        palette[255] = 255
-        return np.asarray(palette[values])
-    return _photograph(cell)
-
-
-def _photograph(image: Any) -> Picture:
-    values = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
-        values = values.transpose(1, 2, 0)
-    if values.ndim != 3 or values.shape[2] != 3:
-        raise ValueError(f"expected a photograph (3, H, W) or (H, W, 3), got {values.shape}")
-    if values.dtype == np.uint8:
-        return values
-    if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            f"expected a photograph of uint8, or floating point in [0, 1], got {values.dtype} in "
-            f"[{values.min():.4g}, {values.max():.4g}]; undo the normalisation first"
-        )
-    return np.asarray((values * 255).round(), dtype=np.uint8)
-
-
-def _blend(photograph: Picture, attention: Tensor, opacity: float) -> Picture:
-    from matplotlib import colormaps
-
-    if attention.ndim != 2:
-        raise ValueError(f"expected attention (h, w), got {tuple(attention.shape)}")
-    values = attention.detach().cpu().float()
-    if not (values.min() >= -1e-4 and values.max() <= 1 + 1e-4):
-        raise ValueError(
-            f"expected attention in [0, 1], got [{values.min():.4g}, {values.max():.4g}]; "
-            "call normalize_attention first"
-        )
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"expected an opacity in [0, 1], got {opacity}")
-    size = photograph.shape[:2]
-    if values.shape != size:
-        values = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    heat = colormaps[COLOURS](values.clamp(0, 1).numpy())[..., :3] * 255
-    return np.asarray(((1 - opacity) * photograph + opacity * heat).round(), dtype=np.uint8)
+        return blend(photograph(cell.image), numbers("attention", cell.attention), cell.opacity)
+    values = as_array(cell)
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+        return photograph(cell)
+    if not values.size or values.min() < 0 or values.max() > 255:
+        found = f"[{values.min()}, {values.max()}]" if values.size else f"{values.shape}"
+        raise ValueError(f"expected a label image of 0..255, got {found}")
+    palette = voc_palette()
+    palette[255] = 255
+    return np.asarray(palette[values])

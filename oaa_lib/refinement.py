@@ -1,10 +1,12 @@
-"""Attention that gives way to the edges of the photograph, in plain torch."""
+"""Attention that follows the edges of the photograph, in plain torch."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from oaa_lib.arguments import floating, kind, listed, whole_number
 
 
 @torch.no_grad()
@@ -30,13 +32,17 @@ def pixel_adaptive_refinement(
         images: (B, 3, H, W) floating point, photographs, however normalised.
         attention: (B, K, h, w) floating point, any maps, on the images' device; resized to the image (bilinear).
         iterations: how far attention spreads; 0 only resizes.
-        dilations: distances of neighbours in pixels, each below H and W.
+        dilations: distances of neighbours in pixels, at least 1. Those that are not below H and W are left out, since
+            no pixel has such a neighbour; where none is left, maps are only resized.
 
     Returns:
-        (B, K, H, W) float32, without gradient. Each image takes 32 H W bytes for each dilation.
+        (B, K, H, W) float32, without gradient. NaN stays NaN, and spreads like attention. Each image takes 32 H W bytes
+        for each dilation.
 
     Raises:
-        ValueError: shapes that do not fit, no or too large dilations, a negative number of iterations.
+        TypeError: an input that is no tensor, iterations or dilations that are no integers.
+        ValueError: shapes, dtypes or devices that do not fit, no dilations or some below 1, a negative number of
+            iterations.
 
     Example:
         >>> import torch
@@ -48,23 +54,25 @@ def pixel_adaptive_refinement(
     Source: Araslanov and Roth, *Single-Stage Semantic Segmentation from Image Labels* (CVPR 2020), section 4.3 (PAMR);
     there the difference is divided by the variance, which depends on the scale of the image.
     """
-    if images.ndim != 4 or attention.ndim != 4 or len(images) != len(attention) or not images.is_floating_point():
+    floating("images", images, "(B, 3, H, W)")
+    floating("attention", attention, "(B, K, h, w)")
+    if len(images) != len(attention) or not images.shape[1]:
         raise ValueError(
             "expected images (B, 3, H, W) floating point and attention (B, K, h, w), got "
-            f"{tuple(images.shape)} {images.dtype} and {tuple(attention.shape)}"
+            f"{kind(images)} and {kind(attention)}"
         )
+    if images.device != attention.device:
+        raise ValueError(f"expected images and attention on one device, got {images.device} and {attention.device}")
     size = (images.shape[-2], images.shape[-1])
-    if not dilations or min(dilations) < 1 or max(dilations) >= min(size):
-        raise ValueError(f"expected dilations of 1 to {min(size) - 1} pixels, got {tuple(dilations)}")
-    if iterations < 0:
-        raise ValueError(f"expected iterations >= 0, got {iterations}")
+    dilations = _checked_dilations(dilations, min(size))
+    iterations = whole_number("iterations", iterations, 0)
     with torch.autocast(images.device.type, enabled=False):
         maps = attention.float()
         if maps.shape[1] and maps.shape[-2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
         elif not maps.shape[1]:
             maps = maps.new_zeros(len(maps), 0, *size)
-        if not iterations or not maps.shape[1]:
+        if not iterations or not dilations or not maps.shape[1]:
             return maps.clone()
         weights = _weights(images.float(), dilations)
         for _ in range(iterations):
@@ -73,6 +81,15 @@ def pixel_adaptive_refinement(
                 refined.addcmul_(weights[:, place : place + 1], neighbour)
             maps = refined
         return maps
+
+
+def _checked_dilations(dilations: Sequence[int], limit: int) -> list[int]:
+    """Those below ``limit``."""
+    items = listed("dilations", dilations, "integers")
+    distances = [whole_number("dilations", distance, 1, 2**63 - 1) for distance in items]
+    if not distances:
+        raise ValueError(f"expected dilations of 1 to {limit - 1} pixels, at least one, got none")
+    return [distance for distance in distances if distance < limit]
 
 
 def _weights(images: Tensor, dilations: Sequence[int]) -> Tensor:

@@ -1,13 +1,17 @@
 """The quality of attention maps as cues, at every background threshold at once."""
 
+from typing import Any
+
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from oaa_lib.arguments import number, on_device, whole_number, whole_numbers
 from oaa_lib.metrics import ConfusionMatrix
 
 LEVELS = 256  # thresholds are 0/255 .. 255/255: what 8-bit maps can tell apart
+ROUNDING = 1e-4  # so far outside of [0, 1] attention is taken for 0 or 1
 
 
 class ThresholdSweep:
@@ -27,7 +31,8 @@ class ThresholdSweep:
         thresholds: (256,) float64, what the rows of every result belong to: 0, 1/255, .. 1.
 
     Raises:
-        ValueError: no class, or an ``ignore_index`` that is a label.
+        TypeError: a number that is no integer, or a device that is none.
+        ValueError: no class, more than 2,048, or an ``ignore_index`` that is a label.
 
     Example:
         >>> import torch
@@ -41,66 +46,68 @@ class ThresholdSweep:
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu") -> None:
-        if num_classes < 1:
-            raise ValueError(f"expected num_classes >= 1, without background, got {num_classes}")
+        self.num_classes = whole_number("num_classes", num_classes, 1, 2**11)
+        self.ignore_index = whole_number("ignore_index", ignore_index, -(2**63), 2**63 - 1)
         if 0 <= ignore_index <= num_classes:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes}, got {ignore_index}")
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        width = num_classes + 1
-        self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=device)
+        width = self.num_classes + 1
+        self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=on_device(device))
         self.thresholds = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
 
     def update(self, attention: Tensor, classes: Tensor | npt.ArrayLike, target: Tensor) -> Self:
         """Count one image.
 
         Args:
-            attention: (K, H, W) in [0, 1] floating point (rounded to steps of 1/255), or uint8; at the target's size.
-            classes: (K,) ids in 0 .. C - 1, whose maps these are. K may be 0: all is background.
+            attention: (K, H, W) in [0, 1] floating point (rounded to steps of 1/255; up to 1e-4 outside is clipped), or
+                uint8; at the target's size.
+            classes: (K,) integer, ids in 0 .. C - 1, whose maps these are, no id twice. K may be 0: all is background.
             target: (H, W) integer: 0 background, class c is c + 1, or ``ignore_index``.
 
         Returns:
             self.
 
         Raises:
-            TypeError: attention that is neither floating point nor uint8, or a target that is not an integer tensor.
-            ValueError: shapes, classes, attention or target out of range; nothing is counted then.
+            TypeError: attention that is neither floating point nor uint8, classes that are no integers (such as a 0/1
+                row of bools), or a target that is not an integer tensor.
+            ValueError: shapes, classes, attention or target out of range, or a class twice; nothing is counted then.
         """
-        device, width = self.counts.device, self.num_classes + 1
-        if not isinstance(attention, Tensor) or not (attention.is_floating_point() or attention.dtype == torch.uint8):
-            found = attention.dtype if isinstance(attention, Tensor) else type(attention).__name__
-            raise TypeError(f"expected attention as a floating point or uint8 tensor, got {found}")
-        if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
-            found = target.dtype if isinstance(target, Tensor) else type(target).__name__
-            raise TypeError(f"expected target as an integer tensor, got {found}")
-        ids = torch.as_tensor(classes, device=device).to(torch.int64)
-        if attention.ndim != 3 or attention.shape[1:] != target.shape or ids.shape != attention.shape[:1]:
+        ids = self._class_ids(classes)
+        levels = _levels(attention).to(self.counts.device)
+        target = whole_numbers("target", target).to(self.counts.device, torch.int64)
+        if levels.ndim != 3 or levels.shape[1:] != target.shape or ids.shape != levels.shape[:1]:
             raise ValueError(
                 "expected attention (K, H, W), classes (K,) and target (H, W), got "
-                f"{tuple(attention.shape)}, {tuple(ids.shape)} and {tuple(target.shape)}; resize the attention first"
+                f"{tuple(levels.shape)}, {tuple(ids.shape)} and {tuple(target.shape)}; resize the attention first"
             )
-        if ((ids < 0) | (ids >= self.num_classes)).any():
-            raise ValueError(f"expected classes in 0..{self.num_classes - 1}, without background, got {ids.tolist()}")
-        target = target.to(device, torch.int64)
+        width = self.num_classes + 1
         valid = target != self.ignore_index
-        if ((target < 0) | (target >= width))[valid].any():
-            raise ValueError(
-                f"expected target in 0..{width - 1} or {self.ignore_index}, got up to {target[valid].max()}"
-            )
+        wrong = target[valid & ((target < 0) | (target >= width))]
+        if len(wrong):
+            found = wrong.min() if (wrong < 0).any() else f"up to {wrong.max()}"
+            raise ValueError(f"expected target in 0..{width - 1} or {self.ignore_index}, got {found}")
         strength, winner = torch.zeros_like(target), torch.zeros_like(target)
         if len(ids):
-            levels = attention.to(device)
-            if levels.is_floating_point():
-                if not ((levels >= 0) & (levels <= 1 + 1e-4)).all():
-                    raise ValueError(
-                        f"expected attention in [0, 1], got [{levels.min():.4g}, {levels.max():.4g}]; "
-                        "call normalize_attention first"
-                    )
-                levels = (levels * (LEVELS - 1)).round().clamp(max=LEVELS - 1)
             strength, which = levels.to(torch.int64).max(0)
             winner = ids[which] + 1
         cell = (strength[valid] * width + target[valid]) * width + winner[valid]
         self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
         return self
+
+    def _class_ids(self, classes: Any) -> Tensor:
+        """(K,) int64 where the counts are."""
+        try:
+            ids = torch.as_tensor(classes, device=self.counts.device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"expected classes (K,) as integers, got {type(classes).__name__} ({error})") from None
+        if ids.numel() and ids.dtype == torch.bool:
+            raise TypeError("expected classes (K,) as integers, got torch.bool; pass ids, not a 0/1 row")
+        ids = whole_numbers("classes (K,)", ids) if ids.numel() else ids
+        known = ids.flatten().tolist()
+        if any(not 0 <= c < self.num_classes for c in known):
+            raise ValueError(f"expected classes in 0..{self.num_classes - 1}, without background, got {known}")
+        if len(set(known)) < len(known):
+            raise ValueError(f"expected classes without repetition, got {known}; pass ids, not a 0/1 row")
+        return ids.to(torch.int64)
 
     def confusion(self) -> Tensor:
         """(256, C + 1, C + 1) int64: the confusion matrix (target, prediction) at each threshold."""
@@ -112,11 +119,10 @@ class ThresholdSweep:
         """The confusion matrix at the first threshold of `thresholds` that is not below ``threshold``.
 
         Raises:
+            TypeError: a threshold that is no number.
             ValueError: a threshold outside [0, 1].
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"expected a threshold in [0, 1], got {threshold}")
-        level = int(torch.searchsorted(self.thresholds, threshold - 1e-9))
+        level = int(torch.searchsorted(self.thresholds, number("threshold", threshold, 0, 1) - 1e-9))
         return self._matrix_of(self.confusion()[level])
 
     def _matrix_of(self, counts: Tensor) -> ConfusionMatrix:
@@ -156,7 +162,7 @@ class ThresholdSweep:
             ValueError: the other has another number of classes or another ignore_index.
         """
         if not isinstance(other, ThresholdSweep):
-            raise TypeError(f"expected a ThresholdSweep, got {type(other).__name__}")
+            raise TypeError(f"expected other as a ThresholdSweep, got {type(other).__name__}")
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"expected a sweep with (num_classes, ignore_index) = {ours}, got {theirs}")
@@ -180,6 +186,7 @@ def two_fold(first: ThresholdSweep, second: ThresholdSweep) -> tuple[ConfusionMa
         The confusion matrix of all images, and the thresholds that ``first`` and ``second`` were scored at.
 
     Raises:
+        TypeError: a half that is no ThresholdSweep.
         ValueError: the halves have different classes.
 
     Example:
@@ -193,8 +200,29 @@ def two_fold(first: ThresholdSweep, second: ThresholdSweep) -> tuple[ConfusionMa
 
     Source: the paper does not say how thresholds were chosen; choosing on the images that are scored flatters.
     """
+    for name, half in (("first", first), ("second", second)):
+        if not isinstance(half, ThresholdSweep):
+            raise TypeError(f"expected {name} as a ThresholdSweep, got {type(half).__name__}")
     thresholds = second.best_threshold(), first.best_threshold()
     return first.at(thresholds[0]).merge(second.at(thresholds[1])), thresholds
+
+
+def _levels(attention: Any) -> Tensor:
+    """Attention in steps of 1/255."""
+    readable = isinstance(attention, Tensor) and attention.layout == torch.strided and attention.device.type != "meta"
+    if not readable or not (attention.is_floating_point() or attention.dtype == torch.uint8):
+        found = attention.dtype if readable else f"{type(attention).__name__}, sparse or on the meta device"
+        found = found if isinstance(attention, Tensor) else type(attention).__name__
+        raise TypeError(f"expected attention as a floating point or uint8 tensor, got {found}")
+    values: Tensor = attention.detach()
+    if values.dtype == torch.uint8:
+        return values
+    if not ((values >= -ROUNDING) & (values <= 1 + ROUNDING)).all():
+        raise ValueError(
+            f"expected attention in [0, 1], got [{values.min():.4g}, {values.max():.4g}]; "
+            "call normalize_attention first"
+        )
+    return (values * (LEVELS - 1)).round().clamp(0, LEVELS - 1)
 
 
 def _hits(confusion: Tensor) -> Tensor:

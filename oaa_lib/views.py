@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaa_lib.arguments import number, shown, whole_number
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 ROUNDING = 1e-9  # a pixel centre on the very edge of a view is inside, mirrored or not
+FAR = 1e9  # from the image, in its sides or in pixels: nothing that is meant
 
 
 class View(NamedTuple):
@@ -52,8 +55,15 @@ class View(NamedTuple):
             height: rows.
             width: columns.
             size: (H, W) of the present frame, in pixels.
+
+        Raises:
+            TypeError: no numbers, or views of a batch as a data loader collates them.
+            ValueError: a crop or a frame without pixels, NaN, or what is a billion pixels away.
         """
-        rows, columns = size
+        _check_one(self)
+        rows, columns = _checked_size(size)
+        top, left = number("top", top, -FAR, FAR), number("left", left, -FAR, FAR)
+        height, width = number("height", height, ROUNDING, FAR), number("width", width, ROUNDING, FAR)
         start, stop = left / columns, (left + width) / columns
         if self.flip:
             start, stop = 1 - stop, 1 - start
@@ -67,12 +77,31 @@ class View(NamedTuple):
         )
 
     def pad(self, left: float, top: float, right: float, bottom: float, *, size: tuple[int, int]) -> "View":
-        """The view after padding by so many pixels of the present frame, whose (H, W) is ``size``."""
-        return self.crop(-top, -left, size[0] + top + bottom, size[1] + left + right, size=size)
+        """The view after padding by so many pixels of the present frame, whose (H, W) is ``size``; raises as `crop`."""
+        rows, columns = _checked_size(size)
+        sides = {"left": left, "top": top, "right": right, "bottom": bottom}
+        left, top, right, bottom = (number(name, pixels, -FAR, FAR) for name, pixels in sides.items())
+        return self.crop(-top, -left, rows + top + bottom, columns + left + right, size=size)
 
     def hflip(self) -> "View":
-        """The view after a horizontal flip."""
+        """The view after a horizontal flip.
+
+        Raises:
+            TypeError: views of a batch, as a data loader collates them.
+        """
+        _check_one(self)
         return self._replace(flip=not self.flip)
+
+
+def _check_one(view: View) -> None:
+    if np.ndim(view.flip) or np.ndim(view.left):
+        raise TypeError("expected one View, got those of a batch; change each before they are collated")
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
+        raise TypeError(f"expected size as (H, W), got {shown(size)}")
+    return whole_number("size", size[0], 1), whole_number("size", size[1], 1)
 
 
 Views: TypeAlias = Sequence[View] | View | Tensor | npt.NDArray[Any]
@@ -85,6 +114,10 @@ def check_views(views: Views, batch: int) -> Floats:
         views: a sequence of B `View` (or 5-tuples), a (B, 5) array or tensor on the host, or one `View` of five (B,)
             tensors, as a data loader collates it.
         batch: B.
+
+    Raises:
+        TypeError: one view alone, or what is no view.
+        ValueError: another number of views, a box that is empty or not finite, or views on another device.
     """
     given: Any = views
     if isinstance(views, View) and not np.isscalar(views.left):
@@ -109,13 +142,13 @@ def check_views(views: Views, batch: int) -> Floats:
             f"expected one view (left, top, right, bottom, flip) for each of the {batch} images, got {boxes.shape}"
         )
     if (
-        not np.isfinite(boxes).all()
-        or not (boxes[:, 2:4] > boxes[:, :2]).all()
+        not (np.abs(boxes) <= FAR).all()
+        or not (boxes[:, 2:4] - boxes[:, :2] > ROUNDING).all()
         or not np.isin(boxes[:, 4], (0, 1)).all()
     ):
         raise ValueError(
-            "expected finite views with left < right, top < bottom and flip 0 or 1, in relative coordinates, got "
-            f"{views!r}"
+            "expected finite views with left < right, top < bottom and flip 0 or 1, in relative coordinates of "
+            f"1e-9 to 1e9, got {views!r}"
         )
     return boxes
 

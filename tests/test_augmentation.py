@@ -21,7 +21,7 @@ from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from oaa_lib import augmentation
+from oaa_lib import torchvision_views
 from oaa_lib.augmentation import WithViews, transform_with_view
 from oaa_lib.views import View, check_views, into_image, sample
 
@@ -269,7 +269,7 @@ def test_torchvision_has_no_geometry_that_is_not_considered():
     names = set(vars(v2.functional))
     moving = {name for name in names if names & {f"{name}_mask", f"{name}_bounding_boxes"}}
     moving |= {name for name in names if name.endswith("crop")}
-    assert moving - {"get_size", "clamp", "sanitize"} == {*augmentation.FOLLOWED, *REFUSED}
+    assert moving - {"get_size", "clamp", "sanitize"} == {*torchvision_views.FOLLOWED, *REFUSED}
 
 
 def test_geometry_that_a_later_torchvision_may_bring_is_refused(monkeypatch):
@@ -284,15 +284,229 @@ def test_geometry_that_a_later_torchvision_may_bring_is_refused(monkeypatch):
 
     shear.__module__ = v2.functional.crop.__module__
     monkeypatch.setattr(v2.functional, "shear", shear, raising=False)
-    augmentation._frame_type.cache_clear()
+    torchvision_views.frame_type.cache_clear()
     try:
         with pytest.raises(ValueError, match="got shear"):
             transform_with_view(Shear(), torch.zeros(3, 4, 4))
     finally:
-        augmentation._frame_type.cache_clear()
+        torchvision_views.frame_type.cache_clear()
+
+
+# Whatever holds the image, and whatever is mixed: the view agrees with the pixels, or there is none
+
+
+def holders(size: tuple[int, int]) -> dict[str, object]:
+    """The coordinates in 8 bits, in everything that may hold an image."""
+    array = np.array(as_pil(size))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return {
+        "array": array,
+        "array of floats": array.astype(np.float32) / 255,
+        "PIL": as_pil(size),
+        "tensor": tensor,
+        "tensor of floats": tensor / 255,
+        "Image": tv_tensors.Image(tensor),
+        "batch": tensor.expand(2, 3, *size),
+    }
+
+
+def from_any(image: object) -> Tensor:
+    """Coordinates in pixels."""
+    if isinstance(image, PIL.Image.Image):
+        return from_pil(image)
+    values = torch.from_numpy(image.copy()).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
+    values = values.as_subclass(Tensor).reshape(-1, *values.shape[-3:])[0]
+    values = values.float() / 4 if values.dtype == torch.uint8 else values * 255 / 4
+    return torch.stack([values[0] + 0.5, values[1] + 0.5, values[2] / values[2].max().clamp(min=1e-6)])
+
+
+GEOMETRY = [
+    FLIP,
+    FLIP,
+    v2.RandomHorizontalFlip(),
+    v2.RandomResizedCrop((30, 33), scale=(0.4, 1)),
+    v2.CenterCrop((29, 31)),
+    v2.RandomCrop(28),
+    v2.Resize((41, 37)),
+    v2.Pad((3, 5)),
+    v2.RandomZoomOut(side_range=(1, 1.5), p=0.5),
+]
+CONVERSIONS = [
+    v2.ToImage(),
+    v2.ToImage(),
+    v2.ToPILImage(),
+    v2.PILToTensor(),
+    v2.ToPureTensor(),
+    v2.Identity(),
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Lambda(np.array, PIL.Image.Image),
+    v2.Lambda(lambda image: image.permute(1, 2, 0).numpy(), tv_tensors.Image),
+    v2.Normalize([0.0] * 3, [1.0] * 3),
+]
+
+
+def mixed(random: np.random.Generator) -> Callable[..., Any]:
+    """A pipeline of geometry and conversions, some of them nested."""
+
+    def some(count: int) -> list[Callable[..., Any]]:
+        pools = [GEOMETRY if random.random() < 0.5 else CONVERSIONS for _ in range(count)]
+        return [pool[random.integers(len(pool))] for pool in pools]
+
+    nested = {
+        "apply": lambda: v2.RandomApply(some(2), p=0.8),
+        "choice": lambda: v2.RandomChoice(some(2)),
+        "order": lambda: v2.RandomOrder(some(2)),
+        "compose": lambda: v2.Compose(some(2)),
+    }
+    steps = some(4)
+    if random.random() < 0.6:
+        steps[random.integers(4)] = nested[random.choice(list(nested))]()
+    return v2.Compose(steps)
+
+
+@pytest.mark.parametrize("holder", holders((4, 4)))
+def test_the_view_agrees_with_the_pixels_or_the_transform_is_refused(holder):
+    random, judged = np.random.default_rng(0), []
+    for size in trials(150):
+        transform, image = mixed(random), holders(size)[holder]
+        try:
+            view, shown = transform_with_view(transform, image)
+        except (TypeError, ValueError, RuntimeError):  # ours, or torchvision's for what it cannot convert
+            continue
+        judged.append(assert_pixels_are_where_the_view_says(view, from_any(shown), size, tolerance=0.45))
+    assert sum(count > 50 for count in judged) > 15
+
+
+def test_an_array_is_converted_before_it_is_moved():
+    array, to_tensor = np.array(as_pil((20, 30))), [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    for moving in (FLIP, v2.Resize(10), v2.Pad(3), v2.RandomChoice([FLIP]), v2.RandomApply([FLIP], p=1)):
+        with pytest.raises(TypeError, match=r"expected an image that \w+ moves, got ndarray.*v2\.ToImage\(\) first"):
+            transform_with_view(v2.Compose([moving, *to_tensor]), array)
+        with pytest.raises(TypeError, match="got ndarray"):
+            transform_with_view(v2.Compose([v2.ToPILImage(), v2.Lambda(np.array, PIL.Image.Image), moving]), array)
+        in_order = v2.RandomOrder([v2.ToPILImage(), v2.Lambda(np.array, PIL.Image.Image), moving])
+        for nested in (v2.RandomApply(in_order.transforms, p=1), v2.RandomChoice([v2.Compose(in_order.transforms)])):
+            with pytest.raises(TypeError, match="got ndarray"):
+                transform_with_view(nested, array)
+        transform_with_view(v2.Compose([*to_tensor, moving]), array)
+    view, image = transform_with_view(v2.Compose([v2.RandomApply([FLIP], p=0), *to_tensor]), array)
+    assert view == View()  # nothing was to be moved
+    assert image.shape == (3, 20, 30)
+    hidden = v2.Compose([FLIP, *to_tensor])
+    with pytest.raises(TypeError, match="got ndarray"):
+        transform_with_view(lambda *sample: hidden(*sample), array)
+
+
+@pytest.mark.parametrize("other", [tv_tensors.Image(torch.zeros(3, 20, 30)), as_pil((20, 30))], ids=["Image", "PIL"])
+def test_a_plain_tensor_beside_an_image_is_not_moved(other):
+    image = coordinates((20, 30))
+    with pytest.raises(TypeError, match=r"got Tensor, which torchvision leaves.*make the image a tv_tensors\.Image"):
+        transform_with_view(FLIP, image, other)
+    with pytest.raises(TypeError, match="got Tensor"):  # a PIL image that has become one on the way
+        transform_with_view(
+            v2.Compose([v2.PILToTensor(), FLIP]), as_pil((20, 30)), tv_tensors.Image(torch.zeros(3, 20, 30))
+        )
+    view, moved, _ = transform_with_view(FLIP, tv_tensors.Image(image), other)
+    assert view.flip
+    assert torch.equal(moved, image.flip(-1))
+    if isinstance(other, tv_tensors.Image):
+        with pytest.raises(TypeError, match="got Tensor"):
+            WithViews([(image, other)], FLIP)[0]
+
+
+def test_a_tensor_that_torchvision_does_not_know_is_not_moved():
+    class Depth(tv_tensors.TVTensor):
+        pass
+
+    with pytest.raises(TypeError, match="got Depth"):
+        transform_with_view(FLIP, torch.zeros(3, 20, 30).as_subclass(Depth))
+    assert transform_with_view(v2.Identity(), torch.zeros(3, 20, 30).as_subclass(Depth))[0] == View()
+
+
+def test_channels_stand_where_the_kind_of_image_has_them():
+    with pytest.raises(ValueError, match=r"tensor \(\.\.\., H, W\), got \(20, 30, 3\); permute\(2, 0, 1\)"):
+        transform_with_view(FLIP, torch.zeros(20, 30, 3))
+    with pytest.raises(ValueError, match=r"array \(H, W, C\), got \(3, 20, 30\); transpose\(1, 2, 0\)"):
+        transform_with_view(v2.ToImage(), np.zeros((3, 20, 30)))
+    for shape in ((3, 20, 3), (12, 20, 30), (1, 4, 4), (20, 3, 3)):
+        transform_with_view(FLIP, torch.zeros(shape))
+        transform_with_view(v2.ToImage(), np.zeros(shape[1:] + shape[:1]))
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        v2.Pad(2),
+        v2.Pad((0, 0, 1, 0)),
+        v2.Pad((0, 1, 0, 0), padding_mode="reflect"),
+        v2.CenterCrop((20, 30)),
+        v2.RandomCrop((8, 30), pad_if_needed=True),
+        v2.RandomZoomOut(side_range=(1.5, 2), p=1),
+        lambda *sample: tuple(v2.functional.crop(item, -1, 0, 10, 10) for item in sample),
+    ],
+)
+def test_padding_in_a_place_where_the_image_goes_on_is_refused(padding):
+    """The view would take it for what the crop has cut off."""
+    with pytest.raises(ValueError, match=r"expected padding before crops.*pad first"):
+        transform_with_view(v2.Compose([v2.CenterCrop((10, 12)), padding]), coordinates((20, 30)))
+    transform_with_view(v2.Compose([padding, v2.CenterCrop((6, 9))]), coordinates((20, 30)))
+
+
+def test_padding_after_a_crop_that_has_cut_off_nothing_there_is_padding():
+    upper_left = v2.Compose([v2.Lambda(lambda item: v2.functional.crop(item, 0, 0, 10, 12))])
+    image = coordinates((20, 30))
+    view, _ = transform_with_view(v2.Compose([upper_left, v2.Pad((3, 2, 0, 0))]), image)
+    assert view == pytest.approx(View(-3 / 30, -2 / 20, 12 / 30, 10 / 20))
+    with pytest.raises(ValueError, match="pad first"):
+        transform_with_view(v2.Compose([upper_left, FLIP, v2.Pad((3, 0, 0, 0))]), image)
+    transform_with_view(v2.Compose([upper_left, FLIP, v2.Pad((0, 0, 3, 0))]), image)
 
 
 # Transforms and images that will not do
+
+
+class Hiding(torch.nn.Module):
+    """A module of the user's own, in which another works."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *sample: object) -> object:
+        return self.inner(*sample)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [v2.RandAugment(), v2.CutMix(num_classes=2), v2.MixUp(num_classes=2)],
+    ids=["RandAugment", "CutMix", "MixUp"],
+)
+def test_what_would_not_be_noticed_is_refused_wherever_it_stands(transform):
+    name = type(transform).__name__
+    for wrong in (transform, Hiding(transform), v2.Compose([v2.RandomApply(torch.nn.ModuleList([Hiding(transform)]))])):
+        with pytest.raises(ValueError, match=f"expected transforms that report what they do, got {name}.*leave it out"):
+            transform_with_view(wrong, torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (None, "transform.*to call, got NoneType"),
+        ("flip", "transform.*to call, got str"),
+        (v2.Compose([FLIP, 3]), "transform.*to call, got int"),
+        (torch.nn.Sequential(FLIP, FLIP), r"in v2\.Compose, got nn\.Sequential"),
+        (v2.Compose([torch.nn.Sequential(FLIP)]), r"in v2\.Compose, got nn\.Sequential"),
+    ],
+)
+def test_what_is_no_transform_is_refused(transform, message):
+    with pytest.raises(TypeError, match=f"expected.*{message}"):
+        transform_with_view(transform, torch.zeros(3, 8, 8))
+
+
+def test_a_function_that_reaches_the_view_is_noticed_whatever_it_makes_of_it():
+    for function in (Tensor.log_, Tensor.neg_, Tensor.zero_, lambda item: item.copy_(item.flip(-1))):
+        with pytest.raises(ValueError, match="expected the transformed image in the size"):
+            transform_with_view(v2.Lambda(function), torch.ones(3, 40, 30))
 
 
 @pytest.mark.parametrize(
@@ -447,8 +661,10 @@ def test_length_and_numbers_are_those_of_the_data_set():
     for outside in (6, -7):
         with pytest.raises(IndexError):
             wrapped[outside]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected index as an integer, got str"):
         wrapped["name"]
+    with pytest.raises(TypeError, match="expected transform as something to call"):
+        WithViews(Pictures(), 3)
 
 
 class Endless(Dataset):

@@ -106,6 +106,32 @@ def test_bad_input_is_told(images, scales, message):
         multi_scale_attention(network(), images, scales=scales)
 
 
+def test_nan_stays_in_sight():
+    model, images = network(), torch.rand(2, 3, 24, 36)
+    images[0, :, 3, 3] = torch.nan
+    found = multi_scale_attention(model, images, scales=(1.0,), flip=False)
+    assert found[0].isnan().any()
+    assert not found[1].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scales": 1.0}, TypeError, "scales as a sequence of numbers, got float"),
+        ({"scales": ("half",)}, TypeError, "scales as a number"),
+        ({"scales": (float("nan"),)}, ValueError, "scales in .*got nan"),
+        ({"scales": (1e9,)}, ValueError, "scales in .*got 1e"),
+        ({"size": 7}, TypeError, r"size as \(h, w\), got 7"),
+        ({"size": (7, 0)}, ValueError, "size >= 1, got 0"),
+        ({"flip": "no"}, TypeError, "flip as a bool, got str"),
+        ({"model": None}, TypeError, "model to be callable, got NoneType"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(options, error, message):
+    with pytest.raises(error, match=f"expected {message}"):
+        multi_scale_attention(**{"model": network(), "images": torch.rand(1, 3, 24, 24), **options})
+
+
 def test_a_model_without_score_maps_is_told():
     with pytest.raises(TypeError, match=r"use wrap_classifier\(model\)"):
         multi_scale_attention(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 24, 24))

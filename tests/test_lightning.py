@@ -1,7 +1,9 @@
 """The callback in real training runs of Lightning, against the same run as a plain loop."""
 
+import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from oaa_lib import AttentionAccumulator, CAMHead, View, wrap_classifier
+from oaa_lib import AttentionAccumulator, CAMHead, CAMOutput, View, wrap_classifier
 from oaa_lib.lightning import AttentionCallback
 
 IMAGES, CLASSES = 6, 3
@@ -163,6 +165,96 @@ def test_a_network_without_score_maps_is_refused_and_no_hook_stays(tmp_path):
     assert not module.network[0]._forward_hooks
     with pytest.raises(TypeError, match="expected an AttentionAccumulator and a module, got Sequential and"):
         AttentionCallback(module.network, accumulator(), lambda batch: batch["name"])
+
+
+class Skipping(Classifier):
+    """Skips the rest of an epoch at some batches, as Lightning lets a module do."""
+
+    def __init__(self, network: nn.Module, at: set[tuple[int, int]]) -> None:
+        super().__init__(network)
+        self.at = at
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if (self.current_epoch, batch_idx) in self.at else None
+
+
+@pytest.fixture
+def assert_nothing_is_left():
+    """Neither a hook on the network nor what it returned in a step."""
+
+    def outputs() -> set[int]:
+        return {id(kept) for kept in gc.get_objects() if type(kept) is CAMOutput}
+
+    before = outputs()
+
+    def check(network: nn.Module) -> None:
+        assert not any(module._forward_hooks for module in network.modules())
+        assert not outputs() - before
+
+    return check
+
+
+def test_an_epoch_that_is_skipped_leaves_nothing_behind(tmp_path, assert_nothing_is_left):
+    """Validation follows, and epochs that are not skipped."""
+    module, kept = Skipping(network(), {(0, 0), (1, 1), (3, 1)}), accumulator(gate=None)
+    fit(module, [AttentionCallback(kept, module.network, lambda batch: batch["name"])], 4, tmp_path)
+    times = [3, 3, 3, 3, 1, 1]  # the first batch has four images, the second two
+    assert kept.counts.sum(1).tolist() == [n * int(labels.sum()) for n, labels in zip(times, LABELS, strict=True)]
+    assert_nothing_is_left(module.network)
+
+
+class Failing(lightning.Callback):
+    """Raises where it is asked to, in the second batch."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        def fail(trainer: Any, module: Any, *rest: Any) -> None:
+            if trainer.global_step >= 1:
+                raise error
+
+        setattr(self, where, fail)
+
+
+@pytest.fixture
+def signals():
+    """Lightning ignores Ctrl-C once it has come, and would go on to for all tests after."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("error", [ZeroDivisionError("failed"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize(
+    "where", ["on_train_batch_start", "on_before_zero_grad", "on_after_backward", "on_validation_start"]
+)
+@pytest.mark.parametrize("first", [True, False], ids=["before us", "after us"])
+def test_an_epoch_that_fails_leaves_nothing_behind(where, error, first, tmp_path, assert_nothing_is_left):
+    module, kept = Classifier(network()), accumulator(gate=None)
+    callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+    failing = Failing(where, error)
+    with pytest.raises((type(error), SystemExit)):
+        fit(module, [failing, callback] if first else [callback, failing], 1, tmp_path)
+    assert_nothing_is_left(module.network)
+    seen = kept.accepted
+    assert seen == int(LABELS.sum() if where == "on_validation_start" else LABELS[:4].sum())
+    fit(module, [callback], 1, tmp_path)  # the same callback, once more
+    assert kept.accepted == seen + int(LABELS.sum())
+    assert_nothing_is_left(module.network)
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 1}, {"limit_train_batches": 1}, {"fast_dev_run": 1}], ids=str)
+def test_an_epoch_that_is_stopped_leaves_nothing_behind(options, tmp_path, assert_nothing_is_left):
+    module, kept = Classifier(network()), accumulator(gate=None)
+    fit(module, [AttentionCallback(kept, module.network, lambda batch: batch["name"])], 1, tmp_path, **options)
+    assert kept.accepted == int(LABELS[:4].sum())
+    assert_nothing_is_left(module.network)
+
+
+@pytest.mark.parametrize(("name", "given"), [("indices", None), ("indices", [0, 1]), ("views", 3)])
+def test_indices_and_views_are_functions(name, given):
+    functions = {"indices": lambda batch: batch["name"], name: given}
+    with pytest.raises(TypeError, match=f"expected {name} as a function of a batch, got"):
+        AttentionCallback(accumulator(), network(), **functions)
 
 
 @pytest.mark.slow

@@ -67,9 +67,11 @@ def test_the_wheel_imports_on_its_own(wheel, tmp_path):
 
 EXTRAS = {  # of those who use these modules
     "streams.py": {"hypothesis"},
-    "augmentation.py": {"PIL", "torchvision"},
-    "interop.py": {"PIL", "safetensors"},
+    "augmentation.py": {"PIL"},
+    "torchvision_views.py": {"PIL", "torchvision"},
+    "interop_layouts.py": {"PIL", "safetensors"},
     "lightning.py": {"lightning"},
+    "pictures.py": {"matplotlib"},
     "plotting.py": {"matplotlib"},
 }
 

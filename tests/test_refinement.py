@@ -121,6 +121,29 @@ def test_maps_are_resized_and_arguments_left_alone():
     assert pixel_adaptive_refinement(images, maps[:, :0]).shape == (1, 0, 32, 48)
 
 
+@pytest.mark.parametrize("size", [(8, 30), (30, 8), (9, 9), (25, 25), (24, 90), (2, 2)], ids=str)
+def test_an_image_smaller_than_the_largest_dilation_uses_those_that_fit(size):
+    images, maps = torch.rand(1, 3, *size), torch.rand(1, 2, *size)
+    fitting = tuple(d for d in (1, 2, 4, 8, 12, 24) if d < min(size))
+    expected = pixel_adaptive_refinement(images, maps, iterations=2, dilations=fitting)
+    assert torch.equal(pixel_adaptive_refinement(images, maps, iterations=2), expected)
+    assert not torch.equal(expected, maps)
+
+
+def test_where_none_fits_maps_are_only_resized():
+    images, maps = torch.rand(2, 3, 1, 40), torch.rand(2, 1, 3, 5)
+    expected = torch.nn.functional.interpolate(maps, (1, 40), mode="bilinear")
+    refined = pixel_adaptive_refinement(images, maps)
+    assert torch.equal(refined, expected)
+    assert refined.data_ptr() != maps.data_ptr()
+
+
+def test_nan_stays_in_sight():
+    images, maps = torch.rand(1, 3, 9, 9), torch.full((1, 1, 9, 9), 0.5)
+    maps[..., 4, 4] = torch.nan
+    assert pixel_adaptive_refinement(images, maps, iterations=1, dilations=(1,)).isnan().sum() == 8
+
+
 def test_on_a_gpu_it_never_waits_and_autocast_changes_nothing():
     with FakeTensorMode(), cuda_bfloat16_autocast():
         images = torch.empty(2, 3, 64, 48, device="cuda", dtype=torch.float16)
@@ -133,13 +156,10 @@ def test_on_a_gpu_it_never_waits_and_autocast_changes_nothing():
     [
         (torch.zeros(1, 3, 8, 8), torch.zeros(2, 1, 8, 8), {}, r"\(1, 3, 8, 8\) torch.float32 and \(2, 1, 8, 8\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8), {}, "torch.uint8"),
-        (
-            torch.zeros(1, 3, 8, 8),
-            torch.zeros(1, 1, 8, 8),
-            {},
-            r"1 to 7 pixels, got \(1, 2, 4, 8, 12, 24\)",
-        ),
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": ()}, "dilations of 1 to 7"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": (1, 0)}, "dilations >= 1, got 0"),
+        (torch.zeros(1, 3, 8, 0), torch.zeros(1, 1, 8, 8), {}, r"images.*got \(1, 3, 8, 0\)"),
+        (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 0, 8), {}, r"attention.*got \(1, 1, 0, 8\)"),
         (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8), {"dilations": (1,), "iterations": -1}, "iterations >= 0"),
     ],
 )

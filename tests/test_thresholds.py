@@ -112,6 +112,16 @@ MAPS, TARGET = torch.rand(2, 3, 4), torch.zeros(3, 4, dtype=torch.long)
         (MAPS, [0, 1], TARGET[:2], ValueError, "resize the attention first"),
         (MAPS, [0, 3], TARGET, ValueError, r"classes in 0\.\.2, without background, got \[0, 3\]"),
         (MAPS, [0, 1], TARGET + 4, ValueError, r"target in 0\.\.3 or 255, got up to 4"),
+        (MAPS, [0, 1], TARGET - 7, ValueError, r"target in 0\.\.3 or 255, got -7"),
+        (MAPS, [True, False], TARGET, TypeError, "classes.*as integers, got torch.bool; pass ids, not a 0/1 row"),
+        (MAPS, torch.tensor([0.9, 1.2]), TARGET, TypeError, "classes.*as an integer tensor, got torch.float32"),
+        (MAPS, ["cat", "dog"], TARGET, TypeError, "classes.*as integers, got list"),
+        (MAPS, [10**30, 1], TARGET, TypeError, "classes.*as integers"),
+        (MAPS, [1, 1], TARGET, ValueError, r"classes without repetition, got \[1, 1\]; pass ids, not a 0/1 row"),
+        (MAPS.to_sparse(), [0, 1], TARGET, TypeError, "attention as a floating point or uint8 tensor, got.*sparse"),
+        (MAPS.to("meta"), [0, 1], TARGET, TypeError, "attention.*got.*meta device"),
+        (MAPS, [0, 1], TARGET.to("meta"), TypeError, "target.*got one on the meta device"),
+        (MAPS * 0 - 0.01, [0, 1], TARGET, ValueError, r"attention in \[0, 1\], got \[-0.01, -0.01\]"),
         (MAPS * 0 + 2, [0, 1], TARGET, ValueError, r"attention in \[0, 1\], got \[2, 2\]; call normalize"),
         (MAPS * torch.nan, [0, 1], TARGET, ValueError, r"attention in \[0, 1\], got \[nan"),
     ],
@@ -123,7 +133,20 @@ def test_bad_input_is_refused_and_nothing_counted(attention, classes, target, er
     assert not sweep.counts.any()
 
 
+def test_a_hair_outside_is_taken_for_0_and_1():
+    hair = torch.tensor([[[-1e-5, 1 + 1e-5]]])
+    sweep = ThresholdSweep(1).update(hair, [0], torch.tensor([[0, 1]]))
+    assert torch.equal(sweep.counts, ThresholdSweep(1).update(hair.clamp(0, 1), [0], torch.tensor([[0, 1]])).counts)
+    assert sweep.at(1.0).counts.tolist() == [[1, 0], [0, 1]]
+
+
 def test_bad_settings():
+    with pytest.raises(TypeError, match="first as a ThresholdSweep, got int"):
+        two_fold(1, ThresholdSweep(1))
+    with pytest.raises(TypeError, match="second as a ThresholdSweep, got ConfusionMatrix"):
+        two_fold(ThresholdSweep(1), ConfusionMatrix(2))
+    with pytest.raises(ValueError, match=r"threshold in.*got nan"):
+        ThresholdSweep(1).at(math.nan)
     with pytest.raises(ValueError, match="num_classes >= 1"):
         ThresholdSweep(0)
     with pytest.raises(ValueError, match=r"ignore_index outside 0\.\.3"):

@@ -336,6 +336,9 @@ BAD = {
     "half a flip": (changed(flip=0.5), ValueError, "flip 0 or 1.*got"),
     "flip 2": (torch.tensor(ROWS) * 2, ValueError, "flip 0 or 1.*got"),
     "flip NaN": (changed(flip=NAN), ValueError, "finite views.*nan"),
+    "far away": (changed(bottom=1e300), ValueError, "finite views.*1e\\+300"),
+    "thinner than rounding": (changed(left=0.5, right=0.5 + 1e-12), ValueError, "left < right.*got"),
+    "subnormal": (changed(left=0.0, right=1e-320), ValueError, "left < right.*got"),
 }
 
 
@@ -344,6 +347,37 @@ def test_bad_views_are_refused(views, error, message):
     with pytest.raises(error) as raised:
         check_views(views, 2)
     assert re.search(f"expected.*{message}", str(raised.value)), raised.value
+
+
+CROPS = {
+    "a size of 0": (lambda: WHOLE.crop(0, 0, 1, 1, size=(0, 4)), ValueError, "size >= 1, got 0"),
+    "one side": (lambda: WHOLE.crop(0, 0, 1, 1, size=4), TypeError, r"size as \(H, W\), got 4"),
+    "half a pixel of size": (lambda: WHOLE.crop(0, 0, 1, 1, size=(4.5, 4)), TypeError, "size as an integer, got float"),
+    "no height": (lambda: WHOLE.crop(0, 0, 0, 1, size=(4, 4)), ValueError, "height in.*got 0"),
+    "a negative width": (lambda: WHOLE.crop(0, 0, 1, -1, size=(4, 4)), ValueError, "width in.*got -1"),
+    "a top that is NaN": (lambda: WHOLE.crop(NAN, 0, 1, 1, size=(4, 4)), ValueError, "top in.*got nan"),
+    "a left in words": (lambda: WHOLE.crop(0, "left", 1, 1, size=(4, 4)), TypeError, "left as a number.*got str"),
+    "padding in words": (lambda: WHOLE.pad(0, 0, "1", 0, size=(4, 4)), TypeError, "right as a number.*got str"),
+    "padding without a frame": (lambda: WHOLE.pad(0, 0, 1, 0, size=None), TypeError, r"size as \(H, W\), got None"),
+    "padding away": (lambda: WHOLE.pad(-2, 0, -2, 0, size=(4, 4)), ValueError, "width in.*got 0"),
+    "a crop of a batch": (lambda: default_collate(TWO).crop(0, 0, 1, 1, size=(4, 4)), TypeError, "one View"),
+    "a flip of a batch": (lambda: default_collate(TWO).hflip(), TypeError, "one View, got those of a batch"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), CROPS.values(), ids=list(CROPS))
+def test_what_no_crop_can_be_is_refused(call, error, message):
+    with pytest.raises(error, match=f"expected {message}"):
+        call()
+
+
+@pytest.mark.parametrize("far", [1e9, -1e9])
+def test_views_as_far_as_they_may_be_do_not_overflow(far):
+    boxes = check_views([View(min(0, far), min(0, far), max(1, far), max(1, far)), View(far / 2, 0, far / 2 + 1, 1)], 2)
+    with np.errstate(all="raise"):
+        for into in INTO.values():
+            values, _ = sample(random_maps(2, (3, 4)), into(boxes, (5, 5)))
+            assert values.isfinite().all()
 
 
 CUDA = {

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from functools import partial
 
 import numpy as np
@@ -32,6 +33,35 @@ def options(settings):
     """As they are given on the command line."""
     text = [[f"--{name.replace('_', '-')}", *np.atleast_1d(value)] for name, value in settings.items()]
     return [part for option in text for part in option]
+
+
+@pytest.mark.parametrize("iterations", [0, pytest.param(3, marks=needs_pydensecrf)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [(slice(None), 0, 0), (1, 3, 5), (slice(None), slice(None), slice(None))], ids=str)
+def test_of_probabilities_that_are_not_finite_no_label_image_is_made(tmp_path, iterations, value, where):
+    shown, photograph = drawn(0)
+    shown[where] = value
+    settings = replace_checked(PAPER.evaluation, CRF | {"crf_iterations": iterations})
+    with pytest.raises(SystemExit, match=r"^cat: the network's class probabilities are NaN or infinite in \d+ of 126"):
+        write_segmentation(Segmented("cat", photograph, shown), out=tmp_path, settings=settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_refined_maps_that_are_not_finite_none_is_written(tmp_path, voc, monkeypatch):  # noqa: F811
+    import refine_cues
+
+    folder = VOCFolder(voc, "train")
+    name = next(name for name in folder.names if folder.class_ids(name))
+    (tmp_path / "maps").mkdir()
+    for path in refine_cues.places(folder, name, tmp_path / "maps"):
+        Image.new("L", folder.size(name)[::-1]).save(path)
+    monkeypatch.setattr(
+        refine_cues, "pixel_adaptive_refinement", lambda image, maps, **_: torch.full_like(maps, torch.nan)
+    )
+    arguments = Namespace(maps=tmp_path / "maps", out=tmp_path, method="pamr", iterations=1, device="cpu")
+    with pytest.raises(SystemExit, match=f"^{name}: the refined maps hold NaN"):
+        refine_cues.refine_image(name, folder=folder, arguments=arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["maps"]
 
 
 def mean_field(shown, photograph, *, iterations, gaussian, bilateral):

@@ -58,8 +58,9 @@ def segment(
 
 def write_segmentation(image: Segmented, *, out: Path, settings: Evaluation) -> None:
     """The label image of the most probable classes, after the CRF if there is one."""
+    shown = image.probabilities
+    check_finite(image.name, "the network's", shown)
     try:
-        shown = image.probabilities
         if settings.crf_iterations:
             shown = dense_crf(
                 shown,
@@ -68,9 +69,20 @@ def write_segmentation(image: Segmented, *, out: Path, settings: Evaluation) -> 
                 gaussian=settings.crf_gaussian,
                 bilateral=settings.crf_bilateral,
             )
+            check_finite(image.name, "the CRF's", shown)
         write_label(out / f"{image.name}.png", shown.argmax(0).astype(np.uint8))
     except Exception as error:
         raise SystemExit(f"{image.name}: no label image could be made ({type(error).__name__}: {error})") from error
+
+
+def check_finite(name: str, whose: str, probabilities: np.ndarray) -> None:
+    """Refuse probabilities (C + 1, H, W) of which the greatest means nothing: NaN counts as the greatest."""
+    wrong = ~np.isfinite(probabilities).all(0)
+    if wrong.any():
+        raise SystemExit(
+            f"{name}: {whose} class probabilities are NaN or infinite in {wrong.sum()} of {wrong.size} pixels, so no "
+            "label image is written; has the training diverged, or half precision overflowed?"
+        )
 
 
 def count(name: str, *, folder: VOCFolder, out: Path) -> np.ndarray:

@@ -95,6 +95,8 @@ def refine_image(name: str, *, folder: VOCFolder, arguments: argparse.Namespace)
         options = {"iterations": arguments.iterations, **kernels}
         refined = crf_marginals(photograph, attention / 255, arguments.background_level, **options)
     seconds = time.perf_counter() - start
+    if not refined.isfinite().all():
+        raise SystemExit(f"{name}: the refined maps hold NaN, so none is written; choose another --background-level")
     for path, values in zip(places(folder, name, arguments.out), refined, strict=True):
         write_image(path, Image.fromarray((values * 255).round().clamp(0, 255).to(torch.uint8).numpy()))
     return seconds
