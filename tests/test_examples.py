@@ -96,7 +96,11 @@ def test_own_pictures_get_maps_by_name_and_go_on(run, photos):
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [("a.png,dog,cat\n", "expected rows FILE,CLASS"), ("", "got none"), ("a.png,dog\nz.png,dog\n", "first z.png")],
+    [
+        ("a.png,dog,cat\n", "expected rows FILE,CLASS"),
+        ("", "got none"),
+        ("a.png,dog\nz.png,dog\n", "line 2: z.png: no such image"),
+    ],
 )
 def test_a_bad_table_is_told(run, photos, table, message):
     (photos / "labels.csv").write_text(table)

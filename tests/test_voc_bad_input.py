@@ -142,7 +142,7 @@ CASES = {
         [],
         "(expected the same labels, got others, first at image 4)",
     ),
-    "maps of other classes": ("integral", write("voc/classes.txt", "r g b"), [], "expected num_classes = 3, got 2"),
+    "maps of other classes": ("integral", write("voc/classes.txt", "r\ng\nb\n"), [], "expected num_classes = 3, got 2"),
     "run of another stage": ("integral", lambda: None, ["--out", "attention"], "made with other settings"),
     "a cut label, by a worker": ("segmentation", cut(MASK), TWO_WORKERS, "b.png cannot be read"),
     "a label in RGB": ("segmentation", image(MASK, "RGB"), [], "expected an indexed label image, got mode RGB"),
@@ -227,7 +227,7 @@ CASES = {
     "no checkpoint to evaluate": ("evaluate", remove("segmentation/checkpoint.pt"), [], "it has no checkpoint.pt"),
     "classes changed since": (
         "evaluate",
-        write("voc/classes.txt", "r g b"),
+        write("voc/classes.txt", "r\ng\nb\n"),
         [],
         "trained on other classes than those of voc",
     ),

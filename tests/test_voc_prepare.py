@@ -307,7 +307,7 @@ def collide(folder):
         (add_row("z.jpg,dog\n"), [], "z.jpg: no such image"),
         (add_row("a,dog\n"), [], "a: 2 rows or files of this name"),
         (collide, [], "more/a.png"),
-        (add_row("spare,hot dog\n"), [], "'hot dog': a name may hold no spaces"),
+        (add_row("spare,hot dog\n"), ["--classes", "classes.txt"], "line 7: class 'hot dog' is not in"),
         (add_row("spare,cow\n"), ["--classes", "classes.txt"], "class 'cow' is not in"),
         (lambda folder: None, ["--masks", "masks"], "--masks needs --classes"),
         (lambda folder: None, ["--val-share", 1], "expected a share in [0, 1)"),

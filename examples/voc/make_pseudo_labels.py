@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from data import VOCFolder, explained, spread, write_label, write_text
 from evaluate_cues import read_map
+from images import png
 from recipes import Labels, add_options, resolve
 from training import read_json, training_split
 
@@ -29,7 +30,7 @@ def make_label(
     """Write the label of one image; returns the share of its pixels that is ignored, or None without saliency map."""
     saliency = None
     if settings.background == "saliency":
-        if not (places.saliency / f"{name}.png").exists():
+        if not png(places.saliency, name).exists():
             return None  # the release's rule: no saliency map, no label
         saliency = read_map(places.saliency / f"{name}.png", sizes[name]).float() / 255
     maps = [read_map(places.maps / f"{name}_{c}.png", sizes[name]).float() / 255 for c in class_ids[name]]
@@ -85,7 +86,7 @@ def main() -> None:
     call = partial(
         make_label,
         class_ids={name: folder.class_ids(name) for name in todo},
-        sizes={name: folder.size(name) for name in todo},
+        sizes={name: folder.drawn_size(name) if arguments.saliency else folder.size(name) for name in todo},
         places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
         settings=settings,
     )
