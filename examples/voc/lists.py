@@ -266,7 +266,8 @@ def _name_and_ids(line: str, images: Images, place: str) -> tuple[str, list[int]
     fitting = {name: ids for text, ids in readings for name in images.names(text)}
     if len(fitting) > 1:
         raise SystemExit(
-            f"{place}: {shown(line.strip())} could be each of the images {sorted(fitting)}; put a tab before the ids"
+            f"{place}: {shown(line.strip())} could be each of the images {sorted(fitting)}; put a tab "
+            "before the ids, or rename one"
         )
     if fitting:
         return next(iter(fitting.items()))
@@ -387,7 +388,8 @@ def read_folder(folder: Path, table: Path, class_file: Path | None = None) -> La
     for row, shows in zip(rows, labels, strict=True):
         paths = images.find(row.image) if row.image else []
         if not paths:
-            problems.append(f"line {row.line}: {row.image or '(empty)'}: no such image in {folder}")
+            hint = " (a header would be image,labels)" if row is rows[0] else ""
+            problems.append(f"line {row.line}: {row.image or '(empty)'}: no such image in {folder}{hint}")
         elif len(paths) > 1:
             problems.append(
                 f"line {row.line}: {row.image}: {len(paths)} rows or files of this name: {', '.join(map(str, paths))}"

@@ -135,6 +135,8 @@ def xml_ids(path: Path) -> list[int]:
 def attempt(problems: list[str], function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
     """``function(path, ...)``, or None with what is wrong with the file added to the problems."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise ValueError("it is no regular file")
         return function(path, *arguments)
     except FileNotFoundError:
         problems.append(f"{path} is missing")
