@@ -27,7 +27,8 @@ from oaa_lib.augmentation import WithViews
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
 from images import photograph
-from lists import listing, read_folder
+from label_tables import read_folder
+from lists import listing
 
 
 class Pictures(torch.utils.data.Dataset[Image.Image]):

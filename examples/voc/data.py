@@ -190,10 +190,10 @@ class VOCFolder:
             if len(found) > 1:
                 several = ", ".join(file.name for file in found)
                 raise SystemExit(f"{path}, line {lines[name]}: expected one image {name}, found {several}")
-            if found and found[0] != self.image_path(name):
-                self._elsewhere[name] = found[0]
-            if not self.image_path(name).exists():
+            if not found or not found[0].exists():
                 missing.append(name)
+            elif found[0].name != f"{name}.jpg":
+                self._elsewhere[name] = found[0]
         if missing:
             first = missing[0]
             raise SystemExit(

@@ -88,9 +88,7 @@ def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"it is no image in one of the formats {', '.join(formats)}") from error
-    except (
-        Exception
-    ) as error:  # Pillow has all kinds for damaged files, and one of its own for those that are too large
+    except Exception as error:  # Pillow has all kinds for damaged files, and its own for those that are too large
         raise ValueError(str(error) or type(error).__name__) from error
 
 

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from data import VOC_CLASSES, appearing, explained, write_label, write_text
 from images import DRAWN, Look, load, look, photograph, png, turned
-from lists import Images, Labelled, check_classes, listing, read_folder, read_names, same_form
+from label_tables import Labelled, read_folder
+from lists import Images, check_classes, listing, read_names, same_form
 from tqdm import tqdm
 
 from oaa_lib.plotting import voc_palette
