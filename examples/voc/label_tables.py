@@ -105,16 +105,7 @@ def read_folder(folder: Path, table: Path, class_file: Path | None = None) -> La
 
 def read_table(path: Path) -> list[Row]:
     """The rows of a CSV, those of one image together."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    filled, line = [], 1
-    try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if any(cells) or len(cells) > 1:
-                filled.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as error:  # such as a quote that is never closed, which would swallow all further rows
-        raise SystemExit(f"{path}, from line {line}: cannot be read as CSV ({error})") from error
+    filled = _filled(path)
     head = [cell.lower() for cell in filled[0][1]] if filled else []
     image, labels, width = 0, 1, 2
     if {"image", "labels"} <= set(head):
@@ -123,26 +114,44 @@ def read_table(path: Path) -> list[Row]:
     elif len(head) != 2:
         raise SystemExit(
             f"{path}: expected a header 'image,labels', or none and expected rows FILE,CLASS;CLASS;..., got "
-            f"{filled[0][1] if filled else 'none'}"
+            f"{str(filled[0][1])[:200] if filled else 'none'}"
         )
     if not filled:
         raise SystemExit(f"{path}: expected a row for each image below the header, got none")
-    wrong = [f"line {line}: {cells}" for line, cells in filled if len(cells) != width]
+    wrong = [f"line {line}: {str(cells)[:200]}" for line, cells in filled if len(cells) != width]
     if wrong:
         raise SystemExit(
             f"{path}: rows with fewer or more cells than the header or the first row; expected rows FILE,CLASS;CLASS;"
             f"... (separate labels by ';', not by commas):{listing(wrong)}"
         )
+    return _together(path, [(line, same_form(cells[image]), cells[labels]) for line, cells in filled])
+
+
+def _filled(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its first line."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    filled: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells) or len(cells) > 1:
+                filled.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:  # such as a quote that is never closed, which would swallow all further rows
+        raise SystemExit(f"{path}, from line {line}: cannot be read as CSV ({error})") from error
+    return filled
+
+
+def _together(path: Path, rows: Sequence[tuple[int, str, str]]) -> list[Row]:
+    """One row for each image, of the rows (line, image, labels)."""
     merged: dict[str, Row] = {}
-    for line, cells in filled:
-        name = same_form(cells[image])
-        merged.setdefault(name, Row(line, name, [])).labels.append(cells[labels])
-        others = merged[name].labels
-        if len(others) > 1 and not all(others):
-            raise SystemExit(
-                f"{path}, line {line}: {name or '(empty)'} has {'classes' if cells[labels] else 'no class'} here, "
-                f"unlike in line {merged[name].line}"
-            )
+    for line, name, cell in rows:
+        row = merged.setdefault(name, Row(line, name, []))
+        row.labels.append(cell)
+        if len(row.labels) > 1 and not all(row.labels):
+            has = "classes" if cell else "no class"
+            raise SystemExit(f"{path}, line {line}: {name or '(empty)'} has {has} here, unlike in line {row.line}")
     return list(merged.values())
 
 
@@ -159,7 +168,8 @@ def _class_names(rows: Sequence[Row], classes: Sequence[str] | None) -> tuple[li
     for row, found in zip(rows, cells, strict=True):
         mine: list[str] = []
         for parts, plain in found:
-            mine += parts if plain else _divided(parts[0], known, explicit, row.line, problems) if parts else []
+            one_cell = not plain and parts
+            mine += _divided(parts[0], known, explicit, row.line, problems) if one_cell else parts
         if classes is not None:
             unknown = [label for label in mine if label not in known]
             problems += [f"line {row.line}: class {label!r} is not in the class file" for label in unknown]
