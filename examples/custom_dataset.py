@@ -2,13 +2,15 @@
 
     python examples/custom_dataset.py --images photos --csv labels.csv --out run      # rows such as a.jpg,dog;cat
 
+The CSV is read like that of voc/prepare.py folder, to the same classes, and photographs are upright as there.
 Random crops and flips are undone by the accumulator, whose maps are kept by file name in run/attention.maps: after a
 crash the same command goes on with the maps (the network starts anew here; see voc/train_attention.py for all of it).
 Afterwards run/maps holds NAME_CLASS.png for each image and class.
 """
 
 import argparse
-import csv
+import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -22,39 +24,50 @@ from tqdm import tqdm
 from oaa_lib import AttentionAccumulator, interop, wrap_classifier
 from oaa_lib.augmentation import WithViews
 
+sys.path.append(str(Path(__file__).resolve().parent / "voc"))
+
+from images import photograph
+from label_tables import read_folder
+from lists import listing
+
 
 class Pictures(torch.utils.data.Dataset[Image.Image]):
     """The images of a CSV, in its order.
 
     Args:
-        folder: with the images.
-        table: rows FILE,CLASS;CLASS;...
+        folder: with the images, in sub-folders too.
+        table: rows FILE,CLASS;CLASS;..., with or without a header image,labels.
+        class_file: class names, one a line, in the order of their ids; None: those of the table, sorted.
 
     Attributes:
-        names: of the files.
-        classes: sorted.
+        names: of the files; one in a sub-folder is FOLDER_FILE.
+        classes: of the ids from 0.
         labels: (N, C) 0/1.
     """
 
-    def __init__(self, folder: Path, table: Path) -> None:
-        with open(table, newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-        bad = next((row for row in rows if len(row) != 2), None)
-        if bad or not rows:
-            raise SystemExit(f"{table}: expected rows FILE,CLASS;CLASS;..., got {bad or 'none'}")
-        self.folder, self.names = folder, [name for name, _ in rows]
-        missing = [name for name in self.names if not (folder / name).exists()]
-        if missing:
-            raise SystemExit(f"{len(missing)} images of {table} are not in {folder}, first {missing[0]}")
-        shown = [set(classes.split(";")) - {""} for _, classes in rows]
-        self.classes = sorted(set().union(*shown))
-        self.labels = torch.tensor([[float(c in own) for c in self.classes] for own in shown])
+    def __init__(self, folder: Path, table: Path, class_file: Path | None = None) -> None:
+        self.classes, images, _ = read_folder(folder, table, class_file)
+        self.paths = [image.path for image in images]
+        self.names = [image.name.replace("/", "_") for image in images]  # maps are files of these names
+        twice = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        if twice:
+            raise SystemExit(f"{table}: images whose maps would have one name ({len(twice)}):{listing(twice)}")
+        if not self.classes:
+            raise SystemExit(f"{table} names no class")
+        self.labels = torch.zeros(len(images), len(self.classes))
+        for row, image in enumerate(images):
+            self.labels[row, image.ids] = 1
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return Image.open(self.folder / self.names[index]).convert("RGB")
+        try:
+            return photograph(self.paths[index])
+        except (OSError, ValueError) as error:
+            raise SystemExit(
+                f"{self.paths[index]} cannot be read ({error}); replace it, or take its row away"
+            ) from error
 
 
 def main() -> None:
@@ -62,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--csv", type=Path, required=True, help="rows FILE,CLASS;CLASS;...")
+    parser.add_argument("--classes", type=Path, help="file of class names, one a line, in the order of their ids")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="resnet18", help="of torchvision.models (default: resnet18)")
     parser.add_argument("--weights", help="of torchvision, such as DEFAULT (default: none)")
@@ -70,7 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="default: 5")
     arguments = parser.parse_args()
 
-    pictures = Pictures(arguments.images, arguments.csv)
+    pictures = Pictures(arguments.images, arguments.csv, arguments.classes)
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.25] * 3)]
     transform = v2.Compose([v2.RandomResizedCrop(arguments.size, (0.5, 1)), v2.RandomHorizontalFlip(), *to_tensor])
     loader = DataLoader(WithViews(pictures, transform), arguments.batch_size, shuffle=True)

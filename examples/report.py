@@ -32,9 +32,10 @@ from oaa_lib.plotting import COLOURS, voc_palette
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
-from data import VOCFolder, appearing, explained, read_label, read_lines, spread
+from data import VOCFolder, appearing, explained, read_label, spread
 from evaluate_cues import read_map
 from figures import at_size
+from lists import read_lines
 from networks import BACKBONES
 from reproduce import TABLES
 from training import finished, read_json

@@ -96,9 +96,25 @@ def test_own_pictures_get_maps_by_name_and_go_on(run, photos):
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [("a.png,dog,cat\n", "expected rows FILE,CLASS"), ("", "got none"), ("a.png,dog\nz.png,dog\n", "first z.png")],
+    [
+        ("a.png,dog,cat\n", "expected rows FILE,CLASS"),
+        ("", "got none"),
+        ("a.png,dog\nz.png,dog\n", "line 2: z.png: no such image"),
+    ],
 )
 def test_a_bad_table_is_told(run, photos, table, message):
     (photos / "labels.csv").write_text(table)
     with pytest.raises(SystemExit, match=message):
         run("custom_dataset.py", "--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run")
+
+
+def test_own_pictures_are_upright(run, photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(photos / "photos/e.jpg", exif=exif)
+    (photos / "labels.csv").write_text("a,dog\ne,cat\n")
+    pictures = runpy.run_path(str(EXAMPLES / "custom_dataset.py"))["Pictures"](photos / "photos", photos / "labels.csv")
+    assert [picture.size for picture in (pictures[0], pictures[1])] == [(60, 40), (40, 60)]
+    (photos / "photos/e.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"e\.jpg cannot be read"):
+        pictures[1]

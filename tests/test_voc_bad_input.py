@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import VOCFolder, write_image, write_text
+from data import VOCFolder, write_image, write_label, write_text
 from PIL import Image
 from test_voc_pipeline import BACKBONE, EXAMPLES, TINY, run, voc  # noqa: F401  (voc is a fixture)
 from training import Run
@@ -142,7 +142,7 @@ CASES = {
         [],
         "(expected the same labels, got others, first at image 4)",
     ),
-    "maps of other classes": ("integral", write("voc/classes.txt", "r g b"), [], "expected num_classes = 3, got 2"),
+    "maps of other classes": ("integral", write("voc/classes.txt", "r\ng\nb\n"), [], "expected num_classes = 3, got 2"),
     "run of another stage": ("integral", lambda: None, ["--out", "attention"], "made with other settings"),
     "a cut label, by a worker": ("segmentation", cut(MASK), TWO_WORKERS, "b.png cannot be read"),
     "a label in RGB": ("segmentation", image(MASK, "RGB"), [], "expected an indexed label image, got mode RGB"),
@@ -227,7 +227,7 @@ CASES = {
     "no checkpoint to evaluate": ("evaluate", remove("segmentation/checkpoint.pt"), [], "it has no checkpoint.pt"),
     "classes changed since": (
         "evaluate",
-        write("voc/classes.txt", "r g b"),
+        write("voc/classes.txt", "r\ng\nb\n"),
         [],
         "trained on other classes than those of voc",
     ),
@@ -276,6 +276,57 @@ def test_what_may_be_left_out_is_left_out_and_told(place):
     text = run("export_attention.py", *VOC, "--run", "attention", "--source", "cam", "--out", "cams", "--device", "cpu")
     assert "1 of 2 images show no class and have no maps" in text
     assert "done: maps of 1 images written, 0 were there" in text
+
+
+def test_masks_that_ignore_all_give_label_images_and_no_score(place):
+    for path in Path("voc/SegmentationClass").iterdir():
+        with Image.open(path) as mask:
+            write_label(path, np.full((mask.height, mask.width), 255, np.uint8))
+    text = run(*COMMANDS["evaluate"])
+    assert "done: 6 label images -> new; no score: every pixel of the masks of val is 255 (ignored)" in text
+    assert not Path("new/scores.json").exists()
+    assert len(list(Path("new").glob("*.png"))) == 6
+
+
+def test_classes_without_a_mask_are_stated_before_the_score(place):
+    for path in Path("voc/SegmentationClass").iterdir():
+        with Image.open(path) as mask:
+            write_label(path, np.where(np.asarray(mask) == 2, 255, np.asarray(mask)).astype(np.uint8))
+    lines = run(*COMMANDS["evaluate"]).splitlines()
+    stated = lines.index("1 of 2 classes are in none of the masks of val: green")
+    assert stated < next(number for number, line in enumerate(lines) if line.startswith("background "))
+    json.loads(Path("new/scores.json").read_text(), parse_constant=pytest.fail)  # no NaN
+
+
+def test_a_photograph_turned_by_its_exif_entry_is_the_same_to_every_stage(place):
+    """The pixels of d lie on their side in the file; maps, labels, refined maps and segmentations are as before."""
+    commands = ("export", "labels", "refine", "evaluate")
+    for command in commands:
+        run(*COMMANDS[command], "--out", f"before {command}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(PHOTOGRAPH) as upright:
+        upright.convert("RGB").transpose(Image.Transpose.ROTATE_90).save("voc/JPEGImages/d.png", exif=exif)
+    Path(PHOTOGRAPH).unlink()
+    for command in commands:
+        run(*COMMANDS[command], "--out", f"after {command}")
+        for path in Path(f"before {command}").iterdir():
+            if path.suffix in (".png", ".json"):
+                assert Path(f"after {command}", path.name).read_bytes() == path.read_bytes()
+    assert "done: best is maps" in run(*COMMANDS["cues"])
+
+
+def test_saliency_and_labels_of_others_that_fit_a_photograph_both_ways_are_refused(place):
+    """Upside down: the size is the same either way. Labels that this pipeline made are of the upright photograph."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(PHOTOGRAPH) as upright:
+        upright.transpose(Image.Transpose.ROTATE_180).save(PHOTOGRAPH, exif=exif)
+    for command in ("labels", "segmentation"):
+        assert "d.jpg: what belongs to it cannot be used" in run(*COMMANDS[command], expect=1)
+    options = ["--maps", "maps", "--background", "threshold", "--background-level", "0.5"]
+    run("make_pseudo_labels.py", *VOC, *options, "--out", "labels")
+    run(*COMMANDS["segmentation"][:-2], "--labels", "labels", "--out", "segmentation of them")
 
 
 def test_a_bad_photograph_stops_a_training_which_goes_on_once_it_is_mended(place):

@@ -307,7 +307,7 @@ def collide(folder):
         (add_row("z.jpg,dog\n"), [], "z.jpg: no such image"),
         (add_row("a,dog\n"), [], "a: 2 rows or files of this name"),
         (collide, [], "more/a.png"),
-        (add_row("spare,hot dog\n"), [], "'hot dog': a name may hold no spaces"),
+        (add_row("spare,hot dog\n"), ["--classes", "classes.txt"], "line 7: class 'hot dog' is not in"),
         (add_row("spare,cow\n"), ["--classes", "classes.txt"], "class 'cow' is not in"),
         (lambda folder: None, ["--masks", "masks"], "--masks needs --classes"),
         (lambda folder: None, ["--val-share", 1], "expected a share in [0, 1)"),
@@ -327,6 +327,88 @@ def test_bad_folders_and_tables_are_named_and_nothing_is_written(pictures, spoil
     assert message in text
     assert "Traceback" not in text
     assert not (pictures / "out").exists()
+
+
+def turn(path, orientation):
+    """Store the photograph of a file so that its EXIF entry turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, format="JPEG", quality=95, exif=exif)
+
+
+@pytest.mark.parametrize("drawn_upright", [True, False])
+def test_a_mask_of_a_turned_photograph_fits_either_way(pictures, drawn_upright):
+    """As stored "b 1.jpg" has 60 x 40 pixels and is turned by 90 degrees."""
+    upright = draw_mask([0, 1], (40, 60))
+    save_mask(pictures / "masks/b 1.png", upright if drawn_upright else np.rot90(upright, 1))
+    convert(pictures, "--classes", pictures / "classes.txt", "--masks", pictures / "masks", "--val-share", 0)
+    data = VOCFolder(pictures / "out", "train")
+    assert data.size("b_1") == (60, 40)
+    np.testing.assert_array_equal(data.mask("b_1").numpy(), upright)
+
+
+def test_a_mask_that_would_fit_a_photograph_upside_down_is_refused(pictures):
+    turn(pictures / "pictures/a.jpg", 3)
+    options = ["--classes", pictures / "classes.txt", "--masks", pictures / "masks"]
+    assert "a.png: its photograph has the EXIF orientation 3" in convert(pictures, *options, expect=1)
+    assert not (pictures / "out").exists()
+    (pictures / "masks/a.png").unlink()
+    convert(pictures, *options)  # without a mask there is nothing to mistake
+
+
+def test_masks_of_0_and_255_are_refused_and_classes_without_mask_are_named(pictures):
+    options = ["--classes", pictures / "classes.txt", "--masks", pictures / "masks"]
+    for name, size in (("a", (60, 40)), ("b 1", (40, 60))):
+        save_mask(pictures / f"masks/{name}.png", np.where(draw_mask([0], size) > 0, 255, 0).astype(np.uint8))
+    assert "masks show none of the 2 classes, only 0 (background) and 255" in convert(pictures, *options, expect=1)
+    assert not (pictures / "out").exists()
+    save_mask(pictures / "masks/a.png", draw_mask([1]))
+    assert "1 of 2 classes are in none of the masks:\n  dog" in convert(pictures, *options)
+
+
+def test_hidden_files_and_other_endings_among_masks(voc, tmp_path):
+    colour = tmp_path / "colour"
+    colour.mkdir()
+    Image.new("RGB", (4, 4)).save(colour / "a.PNG")
+    (colour / "._a.PNG").write_bytes(b"\0\5\x16\7")
+    (colour / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert "1 label images written" in run("masks", "--masks", colour, "--out", tmp_path / "indexed")
+    shutil.rmtree(voc / "JPEGImages")
+    (voc / "JPEGImages").mkdir()
+    (voc / "JPEGImages/.DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert "JPEGImages (photographs)" in prepare_voc(voc, expect=1)  # a folder of hidden files is empty
+
+
+def test_voc_names_with_dots_spaces_and_paths_in_lists(voc):
+    """As photographs of others are named; the lists are in the form of other projects."""
+    renamed = {"a": "site.v1", "b": "photo 1"}
+    for path in [*voc.rglob("*.*")]:
+        if path.stem in renamed:
+            path.rename(path.with_name(renamed[path.stem] + path.suffix))
+    (voc / LISTS / "train.txt").write_text("/JPEGImages/photo 1.jpg\n/JPEGImages/site.v1.jpg\n")
+    prepare_voc(voc, "--labels-from", "masks")
+    assert labels_of(voc, "train") == {"photo 1": [7], "site.v1": [0, 14]}
+    assert (voc / LISTS / "train_cls.txt").read_text() == "photo 1\t7\nsite.v1 0 14\n"
+    assert list(labels_of(voc, "trainaug")) == ["d", "e", "f", "photo 1", "site.v1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("b\n../a\n", "train.txt, line 2: expected the name"), ("b\na\nb\n", "train.txt, line 3: 'b' is there twice")],
+)
+def test_voc_lists_that_are_not_certain_are_refused(voc, content, message):
+    (voc / LISTS / "train.txt").write_text(content)
+    before = everything(voc)
+    assert message in prepare_voc(voc, expect=1)
+    assert everything(voc) == before
+
+
+def test_a_fifo_among_the_annotations_does_not_wait(voc):
+    (voc / "Annotations/a.xml").unlink()
+    os.mkfifo(voc / "Annotations/a.xml")
+    assert "a.xml: it is no regular file" in prepare_voc(voc, "--labels-from", "xml", expect=1)
 
 
 of_pycocotools = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -407,6 +489,114 @@ def test_coco_says_what_is_missing_and_what_is_broken(coco, tmp_path):
     text = run("coco", "--coco-root", tmp_path / "nowhere", "--out", tmp_path / "out", expect=1)
     for part in ("instances_train2014.json", "instances_val2014.json", "train2014:", "val2014:", "cocodataset.org"):
         assert part in text
+
+
+def change(coco, split, edit):
+    path = coco / f"annotations/instances_{split}2014.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def without(*keys):
+    def edit(content):
+        for annotation in content["annotations"]:
+            for key in keys:
+                annotation.pop(key)
+
+    return edit
+
+
+@of_pycocotools
+def test_coco_without_area_paints_small_on_large_as_with_it(coco, tmp_path):
+    run("coco", "--coco-root", coco, "--out", tmp_path / "whole")
+    for split in ("train", "val"):
+        change(coco, split, without("area"))
+    run("coco", "--coco-root", coco, "--out", tmp_path / "out")
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+@of_pycocotools
+def test_coco_without_iscrowd_has_no_crowds(coco, tmp_path):
+    for split in ("train", "val"):
+        change(coco, split, without("iscrowd", "area"))
+    run("coco", "--coco-root", coco, "--out", tmp_path / "out")
+    mask = VOCFolder(tmp_path / "out", "train").mask("COCO_train2014_1").numpy()
+    assert set(np.unique(mask)) == {0, 1, 2, 3}
+    assert mask[20, 50] == 1  # the crowd of traffic lights, now one large object below the others
+    assert mask[12, 12] == 2
+
+
+@of_pycocotools
+@pytest.mark.parametrize("as_shown", [True, False])
+def test_coco_masks_lie_as_the_upright_photograph(coco, tmp_path, as_shown):
+    """Annotations of the photograph as it is shown, 60 x 40, or of its pixels as they are stored, 40 x 60."""
+    for name in (1, 2, 3):
+        Image.new("RGB", (40, 60)).save(coco / f"train2014/COCO_train2014_{name}.jpg")
+        turn(coco / f"train2014/COCO_train2014_{name}.jpg", 6)
+
+    def edit(content):
+        content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+        for image in content["images"] if not as_shown else []:
+            image |= {"width": 40, "height": 60}
+
+    change(coco, "train", edit)
+    run("coco", "--coco-root", coco, "--out", tmp_path / "out")
+    data = VOCFolder(tmp_path / "out", "train")
+    assert data.size("COCO_train2014_2") == (40, 60)
+    drawn = np.zeros((40, 60) if as_shown else (60, 40), int)
+    drawn[:10, :10] = 2
+    np.testing.assert_array_equal(data.mask("COCO_train2014_2").numpy(), drawn if as_shown else np.rot90(drawn, -1))
+
+
+def edit_first(part, **values):
+    def edit(content):
+        content[part][0] |= values
+
+    return edit
+
+
+def drop(part, key):
+    def edit(content):
+        del content[part][0][key]
+
+    return edit
+
+
+BAD_COCO = {
+    "an unknown category": (edit_first("annotations", category_id=4), "there is no category 4"),
+    "an unknown image": (edit_first("annotations", image_id=77), "of image 77: there is no such image"),
+    "no outline": (edit_first("annotations", segmentation=[]), "no segmentation to paint"),
+    "no file name": (drop("images", "file_name"), "image 1: no file_name"),
+    "no size": (drop("images", "height"), "image 1: no height"),
+    "no id": (drop("annotations", "id"), "instances_train2014.json cannot be read as COCO annotations"),
+    "an image twice": (lambda content: content["images"].append(content["images"][0]), "4 images have 3 different ids"),
+    "another folder": (edit_first("images", file_name="../x.jpg"), "the file '../x.jpg' is not below"),
+    "a place": (edit_first("images", file_name="/etc/x.jpg"), "the file '/etc/x.jpg' is not below"),
+    "other categories": (edit_first("categories", name="tram"), "have different categories"),
+    "no categories": (drop("categories", "name"), "category 3: no name"),
+    "a list": (lambda content: content.clear(), "instances_train2014.json cannot be read as COCO annotations"),
+    "an image of val": (edit_first("images", file_name="more/COCO_val2014_4.jpg"), "images of one name (1"),
+}
+
+
+@of_pycocotools
+@pytest.mark.parametrize(("edit", "message"), BAD_COCO.values(), ids=list(BAD_COCO))
+def test_bad_annotations_are_named_and_nothing_is_written(coco, tmp_path, edit, message):
+    change(coco, "train", edit)
+    text = run("coco", "--coco-root", coco, "--out", tmp_path / "out", expect=1)
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+@of_pycocotools
+def test_a_category_that_is_the_background_is_refused(coco, tmp_path):
+    for split in ("train", "val"):
+        change(coco, split, edit_first("categories", name="background"))
+    assert "category 3: 'background' is no class" in run(
+        "coco", "--coco-root", coco, "--out", tmp_path / "out", expect=1
+    )
 
 
 @pytest.mark.parametrize("command", ["voc", "folder", "coco", "masks"])

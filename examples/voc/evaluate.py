@@ -20,6 +20,7 @@ import torch
 from crf import dense_crf, pydensecrf
 from data import VOCFolder, beside, explained, network_size, read_label, spread, to_tensor, write_label, write_text
 from deeplab import SegmentationNetwork, build_segmentation_network
+from evaluate_cues import absent_classes, no_score, plain
 from PIL import Image
 from recipes import Evaluation, add_options, resolve
 from torch import Tensor
@@ -194,11 +195,18 @@ def main() -> None:
     matrix = ConfusionMatrix(len(classes) + 1)
     for counts in spread(partial(count, folder=folder, out=arguments.out), masked, "scores"):
         matrix.counts += torch.from_numpy(counts)
-    ious = dict(zip(["background", *classes], matrix.iou().tolist(), strict=True))
+    truth = matrix.counts.sum(1)
+    reason = no_score(truth, arguments.split)
+    if reason:
+        print(f"done: {len(names)} label images -> {arguments.out}; {reason}")
+        return
+    for line in absent_classes(truth[1:].tolist(), classes, arguments.split):
+        print(line)
+    ious = dict(zip(["background", *classes], plain(matrix.iou()), strict=True))
     result = {"split": arguments.split, "images": len(masked), "mean_iou": matrix.mean_iou()}
     write_text(arguments.out / "scores.json", json.dumps(result | {"class_iou": ious}, indent=1))
     for name, iou in ious.items():
-        print(f"{name:16} {100 * iou:6.2f}")
+        print(f"{name:16} {'no score' if iou is None else f'{100 * iou:6.2f}'}")
     print(f"done: mean IoU {100 * matrix.mean_iou():.2f} on {len(masked)} images of {arguments.split}")
 
 

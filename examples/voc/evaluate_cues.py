@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import VOCFolder, explained, read_label, spread, write_text
-from PIL import Image
+from images import DRAWN, load, png
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,13 +50,14 @@ def sweep_images(rows: Sequence[int], *, folder: VOCFolder, maps: Path) -> tuple
 
 def read_map(path: Path, size: tuple[int, int]) -> Tensor:
     """(H, W) uint8 of an 8-bit grey image in the photograph's size."""
+    path = png(path.parent, path.name.removesuffix(".png"))
     if not path.exists():
         raise SystemExit(f"{path} is missing; run export_attention.py for this split first")
     try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, torch.from_numpy(np.asarray(image).copy())
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for damaged files
+        image = load(path, DRAWN)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"{path} cannot be read ({error}); remove it and make it again") from error
+    mode, pixels = image.mode, torch.from_numpy(np.asarray(image).copy())
     if mode != "L" or tuple(pixels.shape) != size:
         raise SystemExit(
             f"{path}: expected 8-bit grey (mode L) in the photograph's size {size}, got mode {mode} and "
@@ -65,11 +66,62 @@ def read_map(path: Path, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def foreground(matrix: ConfusionMatrix) -> dict[str, float]:
+def no_score(truth: Tensor, shown_by: str) -> str | None:
+    """Why masks give no score, or None: one of an empty comparison would be perfect or zero by chance.
+
+    Args:
+        truth: (C + 1,) how many pixels of each value they have, ignored ones left out.
+        shown_by: whose masks, as printed.
+    """
+    if not truth.sum():
+        return f"no score: every pixel of the masks of {shown_by} is 255 (ignored)"
+    if not truth[1:].sum():
+        return (
+            f"no score: the masks of {shown_by} show none of the {len(truth) - 1} classes, only 0 (background) and 255 "
+            "(ignored); expected class c as the value c + 1: a mask of 0 and 255 needs 1 in place of 255"
+        )
+    return None
+
+
+def absent_classes(found: Sequence[Any], classes: Sequence[str], shown_by: str) -> list[str]:
+    """The line to print before a score, if some classes are in none of the masks.
+
+    Args:
+        found: of each class, whether it is there.
+        classes: their names.
+        shown_by: whose masks, as printed.
+    """
+    absent = [name for name, there in zip(classes, found, strict=True) if not there]
+    if not absent:
+        return []
+    first = ", ".join(absent[:20]) + (", ..." if len(absent) > 20 else "")
+    return [f"{len(absent)} of {len(classes)} classes are in none of the masks of {shown_by}: {first}"]
+
+
+def check_cues(data: VOCFolder, even: ThresholdSweep, odd: ThresholdSweep, *, by_halves: bool) -> None:
+    """End where the maps cannot be scored, or no threshold be chosen."""
+    halves = [half.counts.sum((0, 2)) for half in (even, odd)]
+    truth, labelled = halves[0] + halves[1], data.labels.any(0)
+    reason = no_score(truth, data.split)
+    if reason is None and not (truth[1:].bool() & labelled).any():
+        shown = [name for name, pixels in zip(data.classes, truth[1:], strict=True) if pixels]
+        named = [name for name, there in zip(data.classes, labelled, strict=True) if there]
+        reason = f"no score: the masks of {data.split} show {shown[:5]}, the labels name {named[:5]}; they do not fit"
+    if reason is None and by_halves and not all(half[1:].sum() for half in halves):
+        reason = (
+            f"no score: one half of the {len(data)} images of {data.split} shows no class, so it cannot choose the "
+            "threshold of the other; take more images, or --threshold-from"
+        )
+    if reason:
+        raise SystemExit(reason)
+
+
+def foreground(matrix: ConfusionMatrix) -> dict[str, float | None]:
     """Of all classes together: precision, the share of what is shown that is right; recall, that of the truth shown."""
     counts = matrix.counts.double()
     right = counts.diagonal()[1:].sum()
-    return {"precision": (right / counts[:, 1:].sum()).item(), "recall": (right / counts[1:].sum()).item()}
+    shares = torch.stack([right / counts[:, 1:].sum(), right / counts[1:].sum()])
+    return dict(zip(("precision", "recall"), plain(shares), strict=True))
 
 
 def evaluate_maps(
@@ -77,10 +129,12 @@ def evaluate_maps(
 ) -> dict[str, Any]:
     """Scores of one map folder; with ``threshold_from`` at the threshold that is best for those images and maps."""
     even, odd = sweep_cues(data, folder)
+    check_cues(data, even, odd, by_halves=threshold_from is None)
     if threshold_from is None:
         matrix, thresholds = two_fold(even, odd)
     else:
         other = sweep_cues(*threshold_from)
+        check_cues(threshold_from[0], *other, by_halves=False)
         thresholds = (other[0].merge(other[1]).best_threshold(),)
         matrix = even.at(*thresholds).merge(odd.at(*thresholds))
     whole = even.merge(odd)
@@ -114,11 +168,14 @@ def plain(values: Tensor) -> list[float | None]:
 
 
 def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, Any]:
-    """Scores of a folder of label images; ignored pixels are left out and their share is told."""
+    """Scores of a folder of label images; ignored pixels are left out and their share is stated.
+
+    The mean IoU is None where no pixel of a class is left to compare.
+    """
     matrix = ConfusionMatrix(len(data.classes) + 1)
-    ignored = pixels = 0
+    pixels, ignored = torch.zeros(len(data.classes) + 1, dtype=torch.int64), 0
     for name in tqdm(data.names, desc=f"{folder}", leave=False):
-        path, truth = folder / f"{name}.png", data.mask(name)
+        path, truth = png(folder, name), data.mask(name)
         prediction = read_label(path)
         if prediction.shape != truth.shape or ((prediction > len(data.classes)) & (prediction != 255)).any():
             raise SystemExit(
@@ -126,14 +183,18 @@ def evaluate_labels(data: VOCFolder, folder: Path) -> dict[str, Any]:
                 f"and 255, got {tuple(prediction.shape)} with values up to {int(prediction.max())}"
             )
         unlabelled = (prediction == 255) & (truth != 255)
-        ignored, pixels = ignored + int(unlabelled.sum()), pixels + int((truth != 255).sum())
+        ignored += int(unlabelled.sum())
+        pixels += torch.bincount(truth[truth != 255], minlength=len(pixels))
         matrix.update(prediction.where(~unlabelled, 0), truth.masked_fill(unlabelled, 255))
+    reason = no_score(pixels, data.split)
+    if reason:
+        raise SystemExit(reason)
     return {
         "split": data.split,
         "images": len(data),
-        "mean_iou": matrix.mean_iou(),
+        "mean_iou": matrix.mean_iou() if matrix.counts[1:].sum() else None,
         "foreground": foreground(matrix),
-        "ignored": ignored / pixels,
+        "ignored": ignored / int(pixels.sum()),
         **by_class(data, matrix),
     }
 
@@ -187,10 +248,21 @@ def main() -> None:
     data = VOCFolder(arguments.voc_root, arguments.split)
     train = VOCFolder(arguments.voc_root, "train") if arguments.threshold_from else data
     results: dict[str, dict[str, Any]] = {}
+    stated: set[str] = set()
+
+    def state(result: dict[str, Any]) -> None:
+        """What is to be known before the scores of a folder, once."""
+        recall = list(result["class_recall"].values())[1:]
+        for line in absent_classes([value is not None for value in recall], data.classes, data.split):
+            if line not in stated:
+                print(line)
+            stated.add(line)
+
     print(f"{'maps':40} {'split':>6} {'images':>6} {'mIoU %':>7} {'threshold':>11} {'oracle':>7}")
     for position, folder in enumerate(arguments.maps):
         source = arguments.threshold_from
         result = evaluate_maps(data, folder, (train, source[position]) if source else None)
+        state(result)
         levels = "/".join(f"{level:.2f}" for level in result["thresholds"])
         print(
             f"{folder!s:40.40} {data.split:>6} {len(data):6} {100 * result['mean_iou']:7.2f} {levels:>11} "
@@ -199,10 +271,10 @@ def main() -> None:
         results[str(folder)] = result
     for folder in arguments.labels:
         result = evaluate_labels(data, folder)
-        print(
-            f"{folder!s:40.40} {data.split:>6} {len(data):6} {100 * result['mean_iou']:7.2f} "
-            f"({result['ignored']:.1%} of the pixels ignored)"
-        )
+        if result["mean_iou"] is not None:
+            state(result)
+        score = "no score" if result["mean_iou"] is None else f"{100 * result['mean_iou']:7.2f}"
+        print(f"{folder!s:40.40} {data.split:>6} {len(data):6} {score} ({result['ignored']:.1%} of the pixels ignored)")
         results[str(folder)] = result
     if arguments.json:
         with explained(f"--json {arguments.json}", "the scores are above"):
@@ -212,8 +284,11 @@ def main() -> None:
             parser.error("--curve draws the scores of --maps: give at least one folder")
         with explained(f"--curve {arguments.curve}", "the scores are above"):
             draw_curves({str(folder): results[str(folder)] for folder in arguments.maps}, arguments.curve)
-    best = max(results, key=lambda key: results[key]["mean_iou"])
-    print(f"done: best is {best} with mIoU {100 * results[best]['mean_iou']:.2f} on {data.split}")
+    scores = {name: result["mean_iou"] for name, result in results.items() if result["mean_iou"] is not None}
+    if not scores:
+        raise SystemExit(f"no score on {data.split}: no pixel of a class is left to compare, all are ignored")
+    best = max(scores, key=lambda name: scores[name])
+    print(f"done: best is {best} with mIoU {100 * scores[best]:.2f} on {data.split}")
 
 
 if __name__ == "__main__":

@@ -71,19 +71,22 @@ def segmentations(
         failures: of the worst ones, by the last result's share of right pixels.
     """
 
-    def right(name: str) -> float:
+    def right(name: str) -> float | None:
         truth = data.mask(name)
         shown = read_label(list(results.values())[-1] / f"{name}.png")
-        return (shown == truth)[truth != 255].float().mean().item()
+        return (shown == truth)[truth != 255].float().mean().item() if (truth != 255).any() else None
 
-    best_first = sorted(data.names, key=right, reverse=True)
+    scores = {name: score for name in data.names if (score := right(name)) is not None}
+    if not scores:
+        raise SystemExit(f"no score: every pixel of the masks of {data.split} is 255 (ignored)")
+    best_first = sorted(scores, key=lambda name: scores[name], reverse=True)
     places = np.linspace(0, len(best_first) // 2, min(examples, len(best_first)), dtype=int)
     chosen = list(dict.fromkeys([*(best_first[place] for place in places), *best_first[-failures:]]))
     rows = []
     for name in chosen:
         ends = [*(read_label(folder / f"{name}.png") for folder in results.values()), data.mask(name)]
         rows.append([data.photograph(name), *ends])
-    notes = [f"{right(name):.0%}" for name in chosen]
+    notes = [f"{scores[name]:.0%}" for name in chosen]
     contact_sheet(rows, ["image", *results, "truth"], notes).savefig(out, dpi=110)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from data import VOCFolder, explained, spread, write_label, write_text
 from evaluate_cues import read_map
+from images import png
 from recipes import Labels, add_options, resolve
 from training import read_json, training_split
 
@@ -29,7 +30,7 @@ def make_label(
     """Write the label of one image; returns the share of its pixels that is ignored, or None without saliency map."""
     saliency = None
     if settings.background == "saliency":
-        if not (places.saliency / f"{name}.png").exists():
+        if not png(places.saliency, name).exists():
             return None  # the release's rule: no saliency map, no label
         saliency = read_map(places.saliency / f"{name}.png", sizes[name]).float() / 255
     maps = [read_map(places.maps / f"{name}_{c}.png", sizes[name]).float() / 255 for c in class_ids[name]]
@@ -78,17 +79,21 @@ def main() -> None:
     kept, record = {"maps": str(arguments.maps), **dataclasses.asdict(settings)}, arguments.out / "settings.json"
     if record.exists() and read_json(record) != json.loads(json.dumps(kept)):
         raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps(kept, indent=1))
     todo = [name for name in folder.names if not (arguments.out / f"{name}.png").exists()]
+
+    def has_saliency(name: str) -> bool:
+        return arguments.saliency is not None and png(arguments.saliency, name).exists()
+
     call = partial(
         make_label,
         class_ids={name: folder.class_ids(name) for name in todo},
-        sizes={name: folder.size(name) for name in todo},
+        sizes={name: folder.drawn_size(name) if has_saliency(name) else folder.size(name) for name in todo},
         places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
         settings=settings,
     )
+    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_text(record, json.dumps(kept, indent=1))
     with explained(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
         ignored = dict(zip(todo, spread(call, todo, "pseudo labels"), strict=True))
     without = [name for name, share in ignored.items() if share is None]

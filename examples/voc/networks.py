@@ -205,6 +205,8 @@ def efficientnet_lite0_trunk() -> nn.Module:
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file, without what checkpoints and ``DataParallel`` wrap around it."""
+    if Path(path).is_fifo():  # which would wait for ever
+        raise ValueError(f"{path} is no regular file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

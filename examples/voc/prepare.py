@@ -10,7 +10,6 @@ once. Lists are written last; one that is there and differs is replaced only wit
 """
 
 import argparse
-import csv
 import inspect
 import io
 import os
@@ -19,7 +18,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
@@ -28,14 +27,15 @@ from typing import Any
 
 import numpy as np
 from data import VOC_CLASSES, appearing, explained, write_label, write_text
-from PIL import Image, ImageOps
+from images import DRAWN, Look, load, look, photograph, png, turned
+from label_tables import Labelled, read_folder
+from lists import Images, check_classes, listing, read_names, same_form
 from tqdm import tqdm
 
 from oaa_lib.plotting import voc_palette
 
 LISTS = Path("ImageSets/Segmentation")
 IMAGES = {"train": 1464, "val": 1449, "trainaug": 10582}  # trainaug = VOC train + all of SBD - VOC val
-ORIENTATION = 0x0112  # EXIF: how the photograph is to be turned; 1 is upright, from 5 on the sides are swapped
 PAIRS = 15555  # (image, class) pairs of trainaug
 VOC_SITE = "VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 SBD_SITE = (
@@ -48,13 +48,6 @@ NO_SALIENCY = (
     "the paper's maps see https://github.com/PengtaoJiang/OAA) and save 8-bit NAME.png. Without, make_pseudo_labels.py "
     "takes another background cue, chosen explicitly: --background saliency|threshold|power."
 )
-
-
-def listing(items: Iterable[str], limit: int = 20) -> str:
-    """The first items, one a line, and how many more there are."""
-    lines = list(items)
-    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "".join(f"\n  {line}" for line in lines[:limit] + more)
 
 
 def stop_if(problems: Sequence[str], what: str) -> None:
@@ -70,21 +63,18 @@ def in_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], description: st
 
 
 def filled(path: Path) -> bool:
-    """Whether ``path`` is a file or a folder, and not empty."""
-    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
-
-
-def read_list(path: Path) -> list[str]:
-    """Image names: the first word of each line, also where that is a path such as /JPEGImages/NAME.jpg."""
-    return [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    """Whether ``path`` is a file or a folder, and not empty; hidden files do not count."""
+    if path.is_dir():
+        return any(not entry.name.startswith(".") for entry in path.iterdir())
+    return path.is_file() and path.stat().st_size > 0
 
 
 def refuse_to_change(texts: dict[Path, str], overwrite: bool) -> None:
     """End if a file is there with another text."""
     differing = [
-        f"{path}: {len(path.read_text().splitlines())} lines, would become {len(text.splitlines())}"
+        f"{path}: {len(path.read_bytes().splitlines())} lines, would become {len(text.splitlines())}"
         for path, text in texts.items()
-        if path.exists() and path.read_text() != text
+        if path.exists() and path.read_bytes() != text.encode()
     ]
     if not overwrite:
         stop_if(differing, "these files are there and differ; --overwrite replaces them")
@@ -92,7 +82,7 @@ def refuse_to_change(texts: dict[Path, str], overwrite: bool) -> None:
 
 def write_texts(texts: dict[Path, str]) -> int:
     """Write the files that are not there as they should be, each whole or not at all; returns how many."""
-    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
     for path, text in changed.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
@@ -102,33 +92,32 @@ def write_texts(texts: dict[Path, str]) -> int:
 def list_texts(root: Path, split: str, labels: dict[str, list[int]]) -> dict[Path, str]:
     """``SPLIT.txt`` and ``SPLIT_cls.txt``; a line without id is an image that shows none of the classes."""
     names = "".join(f"{name}\n" for name in labels)
-    with_ids = "".join(" ".join(map(str, [name, *ids])) + "\n" for name, ids in labels.items())
+    with_ids = "".join(
+        f"{name}\t{' '.join(map(str, ids))}\n" if len(name.split()) > 1 else " ".join(map(str, [name, *ids])) + "\n"
+        for name, ids in labels.items()
+    )
     return {root / LISTS / f"{split}.txt": names, root / LISTS / f"{split}_cls.txt": with_ids}
 
 
-def photograph_size(path: Path, upright: bool = False) -> tuple[int, int]:
-    """(width, height) of an image that was decoded whole; as stored, or turned ``upright``."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}; expected 8 bits a channel")
-        turned = upright and image.getexif().get(ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+def decoded(path: Path) -> Look:
+    """Size and orientation of a photograph that was decoded whole."""
+    photograph(path)
+    return look(path)
 
 
-def label_ids(path: Path, size: tuple[int, int] | None, num_classes: int) -> list[int]:
+def label_ids(path: Path, seen: Look | None, num_classes: int) -> list[int]:
     """0-based classes in a label image (indexed PNG, or SBD's .mat), which is checked on the way."""
     if path.suffix == ".mat":
         from scipy.io import loadmat
 
         label = loadmat(path)["GTcls"][0, 0]["Segmentation"]
     else:
-        with Image.open(path) as image:
-            mode, label = image.mode, np.asarray(image)
-        if mode not in ("P", "L"):
-            raise ValueError(f"mode {mode}; expected class indices (prepare.py masks converts VOC's colours)")
-    if size not in (None, label.shape[::-1]):
-        raise ValueError(f"{label.shape[1]} x {label.shape[0]} pixels, its image has {size[0]} x {size[1]}")
+        image = load(path, DRAWN)
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"mode {image.mode}; expected class indices (prepare.py masks converts VOC's colours)")
+        label = np.asarray(image)
+    if seen is not None:
+        turned(label, seen)  # raises where it does not fit
     values = np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()
     wrong = [value for value in values if num_classes < value != 255]
     if wrong:
@@ -147,6 +136,8 @@ def xml_ids(path: Path) -> list[int]:
 def attempt(problems: list[str], function: Callable[..., Any], path: Path, *arguments: Any) -> Any:
     """``function(path, ...)``, or None with what is wrong with the file added to the problems."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise ValueError("it is no regular file")
         return function(path, *arguments)
     except FileNotFoundError:
         problems.append(f"{path} is missing")
@@ -160,7 +151,8 @@ def find_sbd(root: Path, given: Path | None) -> dict[str, Path]:
     places = ["SegmentationClassAug", "benchmark_RELEASE/dataset/cls", "dataset/cls", "cls", "."]
     for place in [given / part for part in places] if given else [root / part for part in places[:2]]:
         files = [*place.glob("*.png"), *place.glob("*.mat")]
-        masks = {path.stem: path for path in files if not path.name.startswith(".")}  # "._NAME.png": left by macOS
+        files = [path for path in files if not path.name.startswith(".")]  # "._NAME.png": left by macOS
+        masks = {same_form(path.stem): path for path in files}
         if masks:
             return masks
     return {}
@@ -176,7 +168,8 @@ def voc(arguments: argparse.Namespace) -> None:
     """
     root, lists = arguments.voc_root, arguments.voc_root / LISTS
     sbd = find_sbd(root, arguments.sbd)
-    listed = read_list(lists / "trainaug.txt") if (lists / "trainaug.txt").exists() else []
+    images = Images(root / "JPEGImages")
+    listed = list(read_names(lists / "trainaug.txt", images)) if (lists / "trainaug.txt").exists() else []
     source = arguments.labels_from if arguments.labels_from != "auto" else "masks" if sbd else "xml"
     parts = {"JPEGImages": "photographs", "SegmentationClass": "masks of train and val"}
     parts |= {f"{LISTS}/{split}.txt": f"list of the {IMAGES[split]} {split} images" for split in ("train", "val")}
@@ -192,7 +185,7 @@ def voc(arguments: argparse.Namespace) -> None:
     hint = f"; did you mean {root / 'VOC2012'}?" if (root / "VOC2012").is_dir() else ""
     stop_if(missing, f"missing or empty{hint}")
 
-    splits = {split: read_list(lists / f"{split}.txt") for split in ("train", "val")}
+    splits = {split: list(read_names(lists / f"{split}.txt", images)) for split in ("train", "val")}
     val = set(splits["val"])
     wanted = ({*splits["train"], *sbd} if sbd else set(listed)) - val
     if listed and set(listed) != wanted and not arguments.overwrite:
@@ -209,17 +202,20 @@ def voc(arguments: argparse.Namespace) -> None:
     if counts and not arguments.allow_other_counts:
         stop_if(counts, "the lists are not those of VOC 2012 + SBD; --allow-other-counts goes on with these")
 
-    scored = {name: root / "SegmentationClass" / f"{name}.png" for name in splits["train"] + splits["val"]}
+    scored = {name: png(root / "SegmentationClass", name) for name in splits["train"] + splits["val"]}
     mask_of = sbd | scored
 
     def check(name: str) -> tuple[list[int], list[str], bool]:
         problems: list[str] = []
-        size = attempt(problems, photograph_size, root / "JPEGImages" / f"{name}.jpg")
+        found = images.of(name) or [root / "JPEGImages" / f"{name}.jpg"]
+        if len(found) > 1:
+            problems.append(f"{name}: expected one image, found {', '.join(path.name for path in found)}")
+        seen = attempt(problems, decoded, found[0])
         if source == "masks" or name in scored:
-            ids = attempt(problems, label_ids, mask_of[name], size, len(VOC_CLASSES))
+            ids = attempt(problems, label_ids, mask_of[name], seen, len(VOC_CLASSES))
         if source == "xml":
             ids = attempt(problems, xml_ids, root / "Annotations" / f"{name}.xml")
-        salient = not arguments.saliency or (arguments.saliency / f"{name}.png").exists()
+        salient = not arguments.saliency or png(arguments.saliency, name).exists()
         return ids or [], problems, salient
 
     names = list(dict.fromkeys(name for split in splits.values() for name in split))
@@ -265,37 +261,31 @@ def link(source: Path, target: Path) -> None:
 
 def place(source: Path, target: Path) -> None:
     """The photograph as JPEG: linked, or converted where it is of another format or turned by its EXIF entry."""
-    with Image.open(source) as image:
-        if image.format in ("JPEG", "MPO") and image.getexif().get(ORIENTATION, 1) == 1:
-            return link(source, target)
-        with appearing(target) as partial:
-            ImageOps.exif_transpose(image).convert("RGB").save(partial, format="JPEG", quality=95)
+    seen = look(source)
+    if seen.format in ("JPEG", "MPO") and seen.orientation == 1:
+        return link(source, target)
+    with appearing(target) as partial:
+        photograph(source).save(partial, format="JPEG", quality=95)
 
 
-def read_table(path: Path) -> list[tuple[str, list[str]]]:
-    """Rows (image, class names) of a CSV with header ``image,labels``."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SystemExit(f"--csv {path} cannot be read: {error}") from error
-    if not {"image", "labels"} <= set(table.fieldnames or []) or not rows:
-        raise SystemExit(f"{path}: expected a header 'image,labels' and a row an image, got {table.fieldnames}")
-    longer = [str(row) for row in rows if None in row]
-    stop_if(longer, f"{path}: rows with more cells than the header; separate labels by ';' or spaces, not by commas")
-    cells = [((row["image"] or "").strip(), row["labels"] or "") for row in rows]
-    separator = ";" if any(";" in labels for _, labels in cells) else None  # None: any white space
-    return [(name, [label.strip() for label in labels.split(separator) if label.strip()]) for name, labels in cells]
+def place_mask(source: Path, target: Path, seen: Look) -> None:
+    """The label image beside the upright photograph: linked, or turned as the photograph was."""
+    label = np.asarray(load(source, DRAWN))
+    upright = turned(label, seen)
+    if upright is label:
+        return link(source, target)
+    write_label(target, upright)
 
 
 def folder(arguments: argparse.Namespace) -> None:
-    """Any folder of images and a CSV with header image,labels to a folder in VOC layout.
+    """Any folder of images and a CSV to a folder in VOC layout.
 
-    image is a file below --images (its ending may be left out), labels are class names separated by ';' or else spaces.
-    Rows without labels become background.txt, negatives for --negatives background; images without a row are passed
-    over, images that cannot be read are listed in skipped.txt. JPEGs are linked or copied, other formats converted.
-    Class ids follow --classes (one name a line), else the alphabet; masks (indexed PNG, class c is c + 1) need it.
+    The CSV has a header image,labels, or rows FILE,LABELS without one. image is a file below --images (its ending may
+    be left out), labels are class names separated by ';', a JSON list, or one row for each class; without ';' several
+    words are several classes only if each is known from other rows or --classes. Rows without labels become
+    background.txt, negatives for --negatives background; images without a row are passed over, images that cannot be
+    read are listed in skipped.txt. JPEGs are linked or copied, other formats converted, and turned upright. Class ids
+    follow --classes (one name a line), else the alphabet; masks (indexed PNG, class c is c + 1) need it.
     """
     if not 0 <= arguments.val_share < 1:
         raise SystemExit(f"--val-share: expected a share in [0, 1), got {arguments.val_share}")
@@ -304,50 +294,40 @@ def folder(arguments: argparse.Namespace) -> None:
     for path in (arguments.classes, arguments.masks):
         if path is not None and not filled(path):
             raise SystemExit(f"{path} is missing or empty")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = [path for path in sorted(arguments.images.rglob("*")) if path.suffix.lower() in endings]
-    if not files:
-        raise SystemExit(f"--images {arguments.images} is missing or holds no images")
-    rows = read_table(arguments.csv)
-    index: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        for key in {path.relative_to(arguments.images), path.relative_to(arguments.images).with_suffix("")}:
-            index[key.as_posix()].append(path)
-    used = {label for _, labels in rows for label in labels}
-    classes = (
-        [line.strip() for line in arguments.classes.read_text().splitlines()] if arguments.classes else sorted(used)
-    )
-    problems = [f"{name or '(empty)'}: no such image in {arguments.images}" for name, _ in rows if not index.get(name)]
-    problems += [f"class {label!r} is not in {arguments.classes}" for label in sorted(used - set(classes))]
-    problems += [f"class {label!r}: a name may hold no spaces" for label in classes if len(label.split()) != 1]
-    members: dict[str, list[tuple[Path, list[int]]]] = defaultdict(list)
-    for name, labels in rows:
-        for path in index.get(name, []):
-            ids = sorted({classes.index(label) for label in labels if label in classes})
-            members[re.sub(r"\s+", "_", path.stem)].append((path, ids))
-    for name, found in members.items():
-        if len(found) > 1:
-            paths = ", ".join(str(path) for path, _ in found)
-            problems.append(f"{name}: {len(found)} rows or files of this name: {paths}")
+    classes, labelled, unused = read_folder(arguments.images, arguments.csv, arguments.classes)
+    members: dict[str, list[Labelled]] = defaultdict(list)
+    for image in labelled:
+        members[re.sub(r"\s+", "_", same_form(image.path.stem))].append(image)
+    problems = [
+        f"{name}: {len(found)} rows or files of this name: {', '.join(str(image.path) for image in found)}"
+        for name, found in members.items()
+        if len(found) > 1
+    ]
     stop_if(problems, f"{arguments.csv} and {arguments.images} do not fit")
 
     unreadable: dict[str, list[str]] = {name: [] for name in sorted(members)}
-    bad_masks, other_classes, mask_of = [], [], {}
+    bad_masks, other_classes, mask_of, in_masks = [], [], {}, set()
 
     def check(name: str) -> None:
-        path, ids = members[name][0]
-        size = attempt(unreadable[name], photograph_size, path, True)
-        mask = arguments.masks / f"{path.stem}.png" if arguments.masks else None
-        if size and mask and mask.exists():
-            mask_of[name] = mask
-            shown = attempt(bad_masks, label_ids, mask, size, len(classes)) or []
+        path, _, ids = members[name][0]
+        seen = attempt(unreadable[name], decoded, path)
+        mask = png(arguments.masks, path.stem) if arguments.masks else None
+        if seen and mask and mask.exists():
+            mask_of[name] = mask, seen
+            shown = attempt(bad_masks, label_ids, mask, seen, len(classes)) or []
+            in_masks.update(shown)
             if not set(shown) <= set(ids):
                 other_classes.append(f"{mask}: {[classes[c] for c in shown]}, table: {[classes[c] for c in ids]}")
 
     in_parallel(check, list(unreadable), "images")
     stop_if(sorted(bad_masks), "masks that are not as they should")
+    if mask_of and not in_masks and any(members[name][0].ids for name in mask_of):
+        raise SystemExit(
+            f"{arguments.masks}: the {len(mask_of)} masks show none of the {len(classes)} classes, only 0 (background) "
+            "and 255 (ignored); expected class c as the value c + 1: a mask of 0 and 255 needs 1 in place of 255"
+        )
     good = [name for name, problems in unreadable.items() if not problems]
-    labels = {name: members[name][0][1] for name in good if members[name][0][1]}
+    labels = {name: members[name][0].ids for name in good if members[name][0].ids}
     shuffled = list(labels)
     random.Random(arguments.seed).shuffle(shuffled)
     held_out = max(1, round(arguments.val_share * len(shuffled))) if arguments.val_share else 0
@@ -367,21 +347,23 @@ def folder(arguments: argparse.Namespace) -> None:
 
     def bring(name: str) -> None:
         if not (out / "JPEGImages" / f"{name}.jpg").exists():
-            place(members[name][0][0], out / "JPEGImages" / f"{name}.jpg")
+            place(members[name][0].path, out / "JPEGImages" / f"{name}.jpg")
         if name in mask_of and not (out / "SegmentationClass" / f"{name}.png").exists():
-            link(mask_of[name], out / "SegmentationClass" / f"{name}.png")
+            place_mask(mask_of[name][0], out / "SegmentationClass" / f"{name}.png", mask_of[name][1])
 
     in_parallel(bring, good, "writing")
-    unused = sorted({str(path) for path in files} - {str(found[0][0]) for found in members.values()})
     if unused:
-        print(f"{len(unused)} images have no row in the table and are passed over:{listing(unused)}")
+        print(f"{len(unused)} images have no row in the table and are passed over:{listing(map(str, unused))}")
     if skipped:
         print(f"{len(skipped)} images cannot be read and are passed over, see skipped.txt:{listing(skipped)}")
     if other_classes:
         print(f"{len(other_classes)} masks show classes that the table does not name:{listing(sorted(other_classes))}")
     if arguments.masks:
+        absent = [classes[c] for c in sorted({c for ids in labels.values() for c in ids} - in_masks)]
+        if absent:
+            print(f"{len(absent)} of {len(classes)} classes are in none of the masks:{listing(absent)}")
         print(f"{len(labels.keys() - mask_of.keys())} of {len(labels)} labelled images have no mask, for scoring")
-    print(f"{len(classes)} classes: {' '.join(classes)}")
+    print(f"{len(classes)} classes: {', '.join(classes)}")
     print(f"{len(shuffled) - held_out} train, {held_out} val, {len(negatives)} negatives, seed {arguments.seed}")
     finish(out, texts, out.resolve().name, negatives=bool(negatives))
 
@@ -401,53 +383,103 @@ def coco(arguments: argparse.Namespace) -> None:
     if find_spec("pycocotools") is None:
         missing.append("the annotations are read by pycocotools: pip install pycocotools")
     stop_if(missing, "missing or empty")
-    from pycocotools.coco import COCO
-
-    with redirect_stdout(io.StringIO()):
-        indices = {split: COCO(root / f"annotations/instances_{split}2014.json") for split in ("train", "val")}
-    categories = sorted(indices["train"].cats.values(), key=lambda category: category["id"])
-    ids = {category["id"]: c for c, category in enumerate(categories)}
-    if ids.keys() != indices["val"].cats.keys():
+    indices = {split: read_annotations(root / f"annotations/instances_{split}2014.json") for split in ("train", "val")}
+    names = {split: {c["id"]: c["name"] for c in index.cats.values()} for split, index in indices.items()}
+    if names["train"] != names["val"]:
         raise SystemExit(f"the train and val annotations of {root} have different categories")
-    texts = {out / "classes.txt": "".join(category["name"].replace(" ", "_") + "\n" for category in categories)}
-    jobs = []
+    ids = {category: c for c, category in enumerate(sorted(names["train"]))}
+    classes = [names["train"][category].replace(" ", "_") for category in ids]
+    check_classes([(f"category {category}", name) for category, name in zip(ids, classes, strict=True)])
+    texts = {out / "classes.txt": "".join(f"{name}\n" for name in classes)}
+    jobs: dict[str, tuple[Path, str, dict[str, Any]]] = {}
+    twice = []
     for split, index in indices.items():
         labels = {}
         for record in sorted(index.imgs.values(), key=lambda record: record["file_name"]):
-            jobs.append((root / f"{split}2014" / record["file_name"], split, record))
-            labels[jobs[-1][0].stem] = sorted({ids[a["category_id"]] for a in index.imgToAnns[record["id"]]})
+            source = root / f"{split}2014" / record["file_name"]
+            name = re.sub(r"\s+", "_", same_form(source.stem))
+            if name in jobs:
+                twice.append(f"{name}: {jobs[name][0]} and {source}")
+            jobs[name] = source, split, record
+            labels[name] = sorted({ids[a["category_id"]] for a in index.imgToAnns[record["id"]]})
         if split == "train":
             negatives = [name for name, found in labels.items() if not found]
             texts[out / LISTS / "background.txt"] = "".join(f"{name}\n" for name in negatives)
             labels = {name: found for name, found in labels.items() if found}
         texts |= list_texts(out, split, labels)
         print(f"{split}: {len(labels)} images, {sum(map(len, labels.values()))} (image, class) pairs")
+    stop_if(twice, "images of one name")
     refuse_to_change(texts, arguments.overwrite)
     for part in ("JPEGImages", "SegmentationClass"):
         (out / part).mkdir(parents=True, exist_ok=True)
 
-    def bring(source: Path, split: str, record: dict[str, Any]) -> None:
-        size, shape = photograph_size(source), (record["height"], record["width"])
-        if size[::-1] != shape:
-            raise ValueError(f"{size[0]} x {size[1]} pixels, the annotations say {shape[1]} x {shape[0]}")
+    def bring(source: Path, name: str, split: str, record: dict[str, Any]) -> None:
+        seen, shape = decoded(source), (record["height"], record["width"])
+        if shape not in (seen.size, seen.stored):
+            raise ValueError(f"{seen.size[1]} x {seen.size[0]} pixels, the annotations say {shape[1]} x {shape[0]}")
+        instances = [(a, indices[split].annToMask(a) > 0) for a in indices[split].imgToAnns[record["id"]]]
         label = np.zeros(shape, dtype=np.uint8)
-        instances = indices[split].imgToAnns[record["id"]]
-        for a in sorted(instances, key=lambda a: (not a["iscrowd"], -a["area"])):
-            label[indices[split].annToMask(a) > 0] = 255 if a["iscrowd"] else ids[a["category_id"]] + 1
-        link(source, out / "JPEGImages" / source.name)
-        write_label(out / "SegmentationClass" / f"{source.stem}.png", label)  # last: its presence means both are there
+        for a, pixels in sorted(instances, key=lambda each: (not is_crowd(each[0]), -area_of(*each))):
+            label[pixels] = 255 if is_crowd(a) else ids[a["category_id"]] + 1
+        label = turned(label, seen)
+        place(source, out / "JPEGImages" / f"{name}.jpg")
+        write_label(out / "SegmentationClass" / f"{name}.png", label)  # last: its presence means both are there
 
     problems: list[str] = []
-    new = [job for job in jobs if not (out / "SegmentationClass" / f"{job[0].stem}.png").exists()]
-    in_parallel(lambda job: attempt(problems, bring, *job), new, "images and masks")
+    new = [name for name in jobs if not (out / "SegmentationClass" / f"{name}.png").exists()]
+    in_parallel(lambda name: attempt(problems, bring, jobs[name][0], name, *jobs[name][1:]), new, "images and masks")
     stop_if(sorted(problems), "images that cannot be used; the others are there, the next run does only these")
     print(f"{len(negatives)} training images without objects in background.txt")
     finish(out, texts, out.resolve().name, negatives=bool(negatives))
 
 
+def read_annotations(path: Path) -> Any:
+    """The index of pycocotools, of annotations that have all that is needed; iscrowd and area may be left out."""
+    from pycocotools.coco import COCO
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            index = COCO(path)
+        images, annotations = index.dataset["images"], index.dataset["annotations"]
+        problems = [
+            f"image {i['id']}: no {key}" for i in images for key in ("file_name", "height", "width") if key not in i
+        ]
+        problems += [f"category {c['id']}: no name" for c in index.cats.values() if not c.get("name")]
+        problems += [
+            f"image {i['id']}: the file {i['file_name']!r} is not below the images' folder"
+            for i in images
+            if "file_name" in i and (Path(i["file_name"]).is_absolute() or ".." in Path(i["file_name"]).parts)
+        ]
+        for a in annotations:
+            place = f"annotation {a['id']} of image {a['image_id']}"
+            if a["image_id"] not in index.imgs:
+                problems.append(f"{place}: there is no such image")
+            if a["category_id"] not in index.cats:
+                problems.append(f"{place}: there is no category {a['category_id']}")
+            if not a.get("segmentation"):
+                problems.append(f"{place}: no segmentation to paint")
+        if len(images) != len(index.imgs):
+            problems.append(f"{len(images)} images have {len(index.imgs)} different ids")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise SystemExit(f"{path} cannot be read as COCO annotations ({type(error).__name__}: {error})") from error
+    stop_if(problems, f"{path}: annotations that cannot be used")
+    return index
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether it is of a group; not where it does not say so."""
+    return bool(annotation.get("iscrowd", 0))
+
+
+def area_of(annotation: dict[str, Any], pixels: np.ndarray) -> float:
+    """What it says, or else the pixels that it covers."""
+    area = annotation.get("area")
+    return float(pixels.sum() if area is None else area)
+
+
 def masks(arguments: argparse.Namespace) -> None:
     """Masks painted in VOC's colours (RGB PNG) to indexed label images in another folder; existing ones are kept."""
-    files = sorted(arguments.masks.glob("*.png"))
+    files = Images(arguments.masks, endings=(".png",)).paths
     if not files or arguments.masks.resolve() == arguments.out.resolve():
         raise SystemExit(f"--masks {arguments.masks}: expected a folder with *.png, other than --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -456,8 +488,7 @@ def masks(arguments: argparse.Namespace) -> None:
     order = np.argsort(codes)
 
     def convert(path: Path) -> None:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB")) @ weights
+        pixels = np.asarray(load(path, DRAWN).convert("RGB")) @ weights
         label = order[np.searchsorted(codes, pixels, sorter=order).clip(max=255)]
         foreign = pixels[codes[label] != pixels]
         if foreign.size:
@@ -491,7 +522,7 @@ def main() -> None:
     of["voc"].add_argument("--saliency", type=Path, help="folder of saliency maps NAME.png, to see which are missing")
     of["voc"].add_argument("--allow-other-counts", action="store_true", help="go on with lists of other lengths")
     of["folder"].add_argument("--images", type=Path, required=True, help="folder of images, sub-folders too")
-    of["folder"].add_argument("--csv", type=Path, required=True, help="table with the columns image and labels")
+    of["folder"].add_argument("--csv", type=Path, required=True, help="table: image,labels")
     of["folder"].add_argument("--classes", type=Path, help="file of class names, one a line, in the order of their ids")
     of["folder"].add_argument("--masks", type=Path, help="folder of label images NAME.png, for scoring")
     of["folder"].add_argument("--val-share", type=float, default=0.2, help="share held out as val (default: 0.2)")

@@ -29,6 +29,7 @@ from typing import Any
 from crf import pydensecrf
 from data import VOCFolder, write_text
 from evaluate_cues import evaluate_maps
+from lists import read_lines
 from networks import BACKBONES
 from recipes import RECIPES
 from training import read_json, source_commit, training_split
@@ -178,7 +179,7 @@ class Seed:
         out = self.folder / name
         options, done = [str(option) for option in options], out / "done.txt"
         told = " ".join([script, *options])
-        if done.exists() and done.read_text() == told:
+        if done.is_file() and done.read_bytes() == told.encode():
             return out
         trains = script.startswith("train_")
         free: list[Any] = ["--voc-root", self.arguments.voc_root, "--out", out]
@@ -243,8 +244,7 @@ def diagnostics(seed: Seed) -> dict[str, Any]:
     """What decides whether accumulation pays, from the logs."""
 
     def read(run: Path) -> list[dict[str, str]]:
-        with open(run / "log.csv") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(read_lines(run / "log.csv")))
 
     log, integral = read(seed.attention()), read(seed.integral("hybrid"))
     return {
@@ -273,10 +273,8 @@ def markdown(table: dict[str, Any]) -> str:
         paper = "-" if row["paper_val"] is None else f"{row['paper_val']:.1f}"
         val = cells([100 * seed["val"]["mean_iou"] for seed in seeds])
         cues = cells([100 * seed["cues"]["mean_iou"] for seed in seeds])
-        shares = [
-            f"{statistics.mean([100 * seed['cues']['foreground'][share] for seed in seeds]):.0f}"
-            for share in ("precision", "recall")
-        ]
+        found = [[seed["cues"]["foreground"][share] for seed in seeds] for share in ("precision", "recall")]
+        shares = ["-" if None in share else f"{statistics.mean(100 * value for value in share):.0f}" for share in found]
         cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
         lines.append(f"| {' | '.join(cells_of_row)} |")
     one = next(iter(table["rows"][0]["seeds"].values()))

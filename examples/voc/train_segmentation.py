@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from data import Part, Sample, VOCFolder, explained, read_label, to_tensor
 from deeplab import SegmentationNetwork, build_segmentation_network
+from images import png
 from optimization import make_optimizer, set_rate
 from PIL import Image
 from recipes import Segmentation, add_options, resolve
@@ -41,13 +42,16 @@ class SegmentationImages(Dataset[Sample]):
     def __init__(self, folder: VOCFolder, labels: Path, network: SegmentationNetwork, settings: Segmentation) -> None:
         self.folder, self.labels, self.settings = folder, labels, settings
         self.mean, self.std = network.mean, network.std
+        self.of_others = not (labels / "settings.json").exists()  # which make_pseudo_labels.py writes
 
     def __len__(self) -> int:
         return len(self.folder)
 
     def __getitem__(self, index: int) -> Sample:
         name = self.folder.names[index]
-        photograph, label = self.folder.photograph(name), read_label(self.labels / f"{name}.png")
+        photograph, label = self.folder.photograph(name), read_label(png(self.labels, name))
+        if self.of_others:
+            self.folder.drawn_size(name)  # ends where the photograph and the label may lie differently
         if tuple(label.shape) != (photograph.height, photograph.width):
             raise SystemExit(
                 f"{name}: expected a label image of the photograph's size {(photograph.height, photograph.width)}, got "
@@ -103,7 +107,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
     settings = resolve(arguments, "segmentation", arguments.backbone)
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
-    labelled = [name for name in folder.names if (arguments.labels / f"{name}.png").exists()]
+    labelled = [name for name in folder.names if png(arguments.labels, name).exists()]
     if not labelled:
         raise SystemExit(f"{arguments.labels} has no label image of any of the {len(folder)} images (--labels)")
     if process.is_first and len(labelled) < len(folder):

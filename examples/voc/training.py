@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from data import Sample, VOCFolder, explained, make_loader, write_text
+from lists import read_text
 from networks import BACKBONES
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -181,7 +182,7 @@ class Run:
         differing = [
             f"{key}: {old.get(key)} there, {new.get(key)} asked"
             for part in self.settings
-            for old, new in [(found.get(part, {}), self.settings[part])]
+            for old, new in [(part_of(found, part), self.settings[part])]
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         ]
@@ -266,7 +267,7 @@ class Run:
     def _shorten_log(self, step: int) -> None:
         """Drop what was logged after the checkpoint: these steps are done again."""
         file = self.path / "log.csv"
-        head, *rows = (file.read_text() if file.exists() else "").splitlines(keepends=True) or [""]
+        head, *rows = (read_text(file) if file.exists() else "").splitlines(keepends=True) or [""]
         whole = [(row, row.split(",")[0]) for row in rows if row.endswith("\n")]  # of a full disk: half a row
         if head:
             write_text(file, "".join([head, *(row for row, done in whole if done.isdecimal() and int(done) <= step)]))
@@ -299,12 +300,18 @@ def state_of(network: nn.Module) -> dict[str, Any]:
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run's folder, on the host."""
     path = folder / "checkpoint.pt"
-    if not path.exists():
+    if not path.is_file():  # of a FIFO, which would wait for ever, the same can be said
         raise SystemExit(f"{folder} is no folder of a training stage that has got anywhere: it has no checkpoint.pt")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SystemExit(f"{path} cannot be read ({error}); remove it to start this stage anew") from error
+    if not isinstance(state, dict) or type(state.get("step")) is not int or not isinstance(state.get("network"), dict):
+        raise SystemExit(
+            f"{path} is not one of a training stage (expected step and network in it); remove it to start this stage "
+            "anew"
+        )
+    return state
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -318,17 +325,30 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of ours."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise SystemExit(f"{path} cannot be read ({error}); remove {path.parent} to start its stage anew") from error
     if not isinstance(content, dict):
         raise SystemExit(f"{path} is not one of ours: expected settings by name; choose another folder")
     return content
 
 
+def part_of(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a run's settings; empty where there is none."""
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
+
+
 def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and checkpoint of a training stage that has run to its end."""
     settings, state = read_settings(folder), load_checkpoint(folder)
+    expected = {"recipe": "iterations", "arguments": "backbone", "data": "classes"}
+    absent = [f"{part}.{key}" for part, key in expected.items() if key not in part_of(settings, part)]
+    if absent or type(settings["recipe"]["iterations"]) is not int:
+        raise SystemExit(
+            f"{folder}/settings.json is not one of a training stage: expected "
+            f"{', '.join(absent) or 'a number as recipe.iterations'} in it; choose another folder"
+        )
     if state["step"] < settings["recipe"]["iterations"]:
         raise SystemExit(f"{folder} has stopped after iteration {state['step']} of {settings['recipe']['iterations']}")
     return settings, state

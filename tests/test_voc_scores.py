@@ -1,0 +1,153 @@
+"""evaluate_cues.py and the figures on masks that leave nothing to compare: that is stated, and no score is printed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from data import VOCFolder, write_label
+from evaluate_cues import absent_classes, no_score
+from PIL import Image
+from test_voc_pipeline import run
+
+SIZE = (12, 16)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Four images of two classes with masks, maps and pseudo labels that show the truth."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "maps", "labels"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    rows = []
+    for row, name in enumerate("abcd"):
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / f"JPEGImages/{name}.jpg")
+        mask = np.zeros(SIZE, np.uint8)
+        mask[3:9, 3:9] = row // 2 + 1
+        write_label(tmp_path / f"SegmentationClass/{name}.png", mask)
+        write_label(tmp_path / f"labels/{name}.png", mask)
+        Image.fromarray((mask > 0).astype(np.uint8) * 200).save(tmp_path / f"maps/{name}_{row // 2}.png")
+        rows.append(f"{name} {row // 2}\n")
+    (tmp_path / "ImageSets/Segmentation/train_cls.txt").write_text("".join(rows))
+    return tmp_path
+
+
+def change(folder, edit, names="abcd"):
+    for name in names:
+        path = folder / f"{name}.png"
+        with Image.open(path) as image:
+            mask = np.asarray(image).copy()
+        write_label(path, edit(mask))
+
+
+def evaluate(root, *options, **how):
+    options = ["--voc-root", root, "--json", root / "scores.json", *options]
+    return run("evaluate_cues.py", *options, **how)
+
+
+def ignore_all(mask):
+    return np.full_like(mask, 255)
+
+
+def ignore_classes(mask):
+    return np.where(mask > 0, 255, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["maps", "labels"])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (ignore_all, "no score: every pixel of the masks of train is 255 (ignored)"),
+        (ignore_classes, "no score: the masks of train show none of the 2 classes, only 0 (background) and 255"),
+        (np.zeros_like, "no score: the masks of train show none of the 2 classes"),
+    ],
+)
+def test_masks_without_a_class_give_no_score(root, kind, edit, message):
+    change(root / "SegmentationClass", edit)
+    text = evaluate(root, f"--{kind}", root / kind, expect=1)
+    assert message in text
+    assert "100.00" not in text
+    assert not (root / "scores.json").exists()
+
+
+def test_one_class_with_masks_of_0_and_255(root):
+    (root / "classes.txt").write_text("cat\n")
+    (root / "ImageSets/Segmentation/train_cls.txt").write_text("a 0\nb 0\n")
+    change(root / "SegmentationClass", ignore_classes)
+    text = evaluate(root, "--maps", root / "maps", expect=1)
+    assert "needs 1 in place of 255" in text
+
+
+def test_the_images_that_choose_the_threshold_must_show_something_too(root):
+    (root / "ImageSets/Segmentation/val_cls.txt").write_text("a 0\nc 1\n")
+    (root / "ImageSets/Segmentation/train_cls.txt").write_text("b 0\nd 1\n")
+    change(root / "SegmentationClass", ignore_classes, "bd")
+    text = evaluate(root, "--split", "val", "--maps", root / "maps", "--threshold-from", root / "maps", expect=1)
+    assert "no score: the masks of train show none of the 2 classes" in text
+
+
+def test_a_half_without_classes_cannot_choose_a_threshold(root):
+    change(root / "SegmentationClass", ignore_classes, "ac")
+    assert "no score: one half of the 4 images of train shows no class" in evaluate(
+        root, "--maps", root / "maps", expect=1
+    )
+    (root / "ImageSets/Segmentation/train_cls.txt").write_text("b 0\n")
+    assert "no score: one half of the 1 images" in evaluate(root, "--maps", root / "maps", expect=1)
+
+
+def test_labels_that_name_other_classes_than_the_masks_show(root):
+    change(root / "SegmentationClass", lambda mask: np.where(mask > 0, 2, 0).astype(np.uint8))
+    (root / "ImageSets/Segmentation/train_cls.txt").write_text("a 0\nb 0\n")
+    text = evaluate(root, "--maps", root / "maps", expect=1)
+    assert "no score: the masks of train show ['dog'], the labels name ['cat']; they do not fit" in text
+
+
+@pytest.mark.parametrize("kind", ["maps", "labels"])
+def test_classes_that_never_occur_are_stated_before_the_score(root, kind):
+    change(root / "SegmentationClass", ignore_classes, "cd")
+    lines = evaluate(root, f"--{kind}", root / kind, root / kind).splitlines()
+    stated = [i for i, line in enumerate(lines) if "1 of 2 classes are in none of the masks of train: dog" in line]
+    scored = [i for i, line in enumerate(lines) if line.startswith(str(root / kind)[:40]) and " train " in line]
+    assert len(stated) == 1
+    assert len(scored) == 2
+    assert stated[0] < scored[0]
+
+
+def test_labels_that_ignore_all_have_no_score_beside_others_that_have(root):
+    (root / "none").mkdir()
+    for name in "abcd":
+        write_label(root / f"none/{name}.png", np.full(SIZE, 255, np.uint8))
+    text = evaluate(root, "--labels", root / "labels", root / "none")
+    assert "no score (100.0% of the pixels ignored)" in text
+    assert text.splitlines()[-1].startswith(f"done: best is {root / 'labels'} with mIoU 100.00")
+    scores = json.loads((root / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert scores[str(root / "none")]["mean_iou"] is None
+    assert scores[str(root / "none")]["foreground"]["precision"] is None
+    text = evaluate(root, "--labels", root / "none", expect=1)
+    assert "no score on train" in text
+
+
+def test_an_ignored_image_has_no_place_among_the_figures(root, monkeypatch, tmp_path):
+    import figures
+
+    shown = []
+    monkeypatch.setattr(figures, "contact_sheet", lambda rows, *_: shown.append(len(rows)) or Figure())
+    change(root / "SegmentationClass", ignore_all, "ab")
+    figures.segmentations(VOCFolder(root, "train"), {"ours": root / "labels"}, tmp_path / "figure.jpg")
+    assert shown == [2]
+    change(root / "SegmentationClass", ignore_all, "cd")
+    with pytest.raises(SystemExit, match="no score: every pixel of the masks of train"):
+        figures.segmentations(VOCFolder(root, "train"), {"ours": root / "labels"}, tmp_path / "figure.jpg")
+
+
+class Figure:
+    def savefig(self, *_, **__):
+        pass
+
+
+def test_a_score_is_one_as_soon_as_a_pixel_of_a_class_is_there():
+    assert no_score(torch.tensor([5, 0, 1]), "val") is None
+    assert no_score(torch.tensor([0, 0, 1]), "val") is None
+    assert "show none" in no_score(torch.tensor([5, 0, 0]), "val")
+    assert "every pixel" in no_score(torch.tensor([0, 0, 0]), "val")
+    assert absent_classes([1, 2], ["cat", "dog"], "val") == []
