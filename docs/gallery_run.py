@@ -21,7 +21,7 @@ class Diary(NamedTuple):
     """What one epoch was like: shares in [0, 1]."""
 
     pass_rate: Tensor  # (C,) of the maps of each class, those that the gate let pass
-    similarity: float  # of a pair's two latest maps, mean over the pairs
+    similarity: float  # of a pair's map with its latest one before, mean over the maps that passed
     object: dict[str, float]  # share of the objects' cells where attention is strong
     background: dict[str, float]  # share of the other cells where it is
 
@@ -33,7 +33,9 @@ class Run(NamedTuple):
     labels: Tensor
     masks: Tensor
     cues: dict[str, Tensor]  # attention (N, C, h, w) by name
-    snapshots: oaa_lib.Snapshots
+    watched: list[int]  # images whose maps were kept after each epoch, in these two:
+    latest: oaa_lib.Snapshots
+    largest: oaa_lib.Snapshots
     diary: list[Diary]
 
 
@@ -43,19 +45,26 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
     images = images.contiguous(memory_format=torch.channels_last)  # faster on a CPU
     network, optimizer, schedule, order = quickstart.start_training(EPOCHS, seed, CPU)
     size = (quickstart.SIZE // 4, quickstart.SIZE // 4)
-    largest = oaa_lib.AttentionAccumulator(labels, size, keep_latest=True)
-    average = oaa_lib.AttentionAccumulator(labels, size, fusion="mean")
+    latest, average, largest = accumulators = [
+        oaa_lib.AttentionAccumulator(labels, size, fusion=fusion)
+        for fusion in ("latest", "mean", "max")
+    ]
     chosen = labels.any(1).nonzero()[:watched, 0].tolist()
-    snapshots = oaa_lib.Snapshots(largest, chosen, steps=range(1, EPOCHS + 1))
+    moving, growing = (
+        oaa_lib.Snapshots(accumulator, chosen, steps=range(1, EPOCHS + 1))
+        for accumulator in (latest, largest)
+    )
     # A pair's own cells: where most of the cell is the object.
     truth = torch.stack(
         [(masks == c + 1).float() for c in range(labels.shape[1])], dim=1
     )
     truth = F.adaptive_avg_pool2d(truth, size)[labels] > 0.5
 
+    everything = range(num_images)
     diary: list[Diary] = []
     offered = accepted = torch.zeros(labels.shape[1])
     for epoch in range(1, EPOCHS + 1):
+        before, counts = latest[everything][labels], latest.counts[labels]
         for indices, flipped, batch in quickstart.shuffled_batches(images, order):
             out = network(batch)
             loss = F.binary_cross_entropy_with_logits(
@@ -65,20 +74,23 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
             loss.backward()
             optimizer.step()
             score_maps = quickstart.mirror(out.score_maps.detach(), flipped)
-            largest.update(indices, score_maps, out.logits.detach())
-            average.update(indices, score_maps, out.logits.detach())
+            for accumulator in accumulators:
+                accumulator.update(indices, score_maps, out.logits.detach())
         schedule.step()
-        snapshots.take(epoch)
+        moving.take(epoch)
+        growing.take(epoch)
         now = largest.statistics()
         maps = {
-            "latest": largest.latest(range(num_images))[labels],
-            "mean": average[range(num_images)][labels],
-            "max": largest[range(num_images)][labels],
+            "latest": latest[everything][labels],
+            "mean": average[everything][labels],
+            "max": largest[everything][labels],
         }
+        similarity = oaa_lib.attention_similarity(before, maps["latest"])
+        passed = latest.counts[labels] > counts
         diary.append(
             Diary(
                 (now.accepted - accepted) / (now.offered - offered),
-                largest.similarity.nanmean().item(),
+                similarity[passed].nanmean().item(),
                 {
                     name: (values[truth] > STRONG).float().mean().item()
                     for name, values in maps.items()
@@ -91,7 +103,7 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
         )
         offered, accepted = now.offered, now.accepted
 
-    soft_labels = largest[range(num_images)]
+    soft_labels = largest[everything]
     integral, optimizer, schedule, order = quickstart.start_training(
         INTEGRAL_EPOCHS, seed, CPU
     )
@@ -107,11 +119,11 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
         schedule.step()
     cues = {
         "CAM": quickstart.attention_of(network, images, CPU),
-        "OAA, mean": average[range(num_images)],
+        "OAA, mean": average[everything],
         "OAA, max": soft_labels,
         "OAA+": quickstart.attention_of(integral, images, CPU),
     }
-    return Run(images, labels, masks, cues, snapshots, diary)
+    return Run(images, labels, masks, cues, chosen, moving, growing, diary)
 
 
 def sweeps(

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from oaa_lib import AttentionAccumulator
+from oaa_lib import AttentionAccumulator, Fusion
 from oaa_lib.testing import assert_monotone, attention_streams, check_fusion
 
 
-class FadingMax:
+class FadingMax(Fusion):
     """The maximum, where what was seen before fades by a share with each map: early mistakes wear off.
 
     Args:
@@ -29,7 +29,7 @@ class FadingMax:
 
 @given(attention_streams())
 def test_fading_max_is_a_fusion(maps: list[Tensor]) -> None:
-    """Bounded, starts with the first map, changes none of its arguments."""
+    """Bounded, starts with the first map, depends on nothing but its arguments."""
     check_fusion(FadingMax(0.9), maps)
 
 

@@ -28,11 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
-from oaa_lib.plotting import COLOURS, voc_palette
+from oaa_lib.pictures import COLOURS
+from oaa_lib.plotting import voc_palette
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
-from data import VOCFolder, appearing, explained, read_label, spread
+from data import VOCFolder, ends_with, on_all_cores, read_label, whole_file
 from evaluate_cues import read_map
 from figures import at_size
 from lists import read_lines
@@ -90,7 +91,7 @@ class Watched:
     latest: dict[str, Tensor]
 
 
-class Run:
+class FinishedRun:
     """The folder of a run, read.
 
     Args:
@@ -141,7 +142,7 @@ class Run:
         path = self.path / "attention" / "max.safetensors"
         if not path.exists():
             return None
-        with explained(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
+        with ends_with(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
             return AttentionAccumulator.load(path)
 
     def _method(self, name: str, title: str) -> Method:
@@ -153,7 +154,7 @@ class Run:
         """The columns of a stage's log.csv; empty without one."""
         path = self.path / stage / "log.csv"
         rows = list(csv.DictReader(read_lines(path))) if path.exists() else []
-        with explained(f"{path}", "it is no log of a training stage", ValueError, TypeError):
+        with ends_with(f"{path}", "it is no log of a training stage", ValueError, TypeError):
             return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else {})}
 
     def val(self) -> dict[str, dict[str, Any]]:
@@ -240,7 +241,7 @@ def image_ious(
     return ious
 
 
-def choose(run: Run, *, most: int, failure: float) -> list[Pair]:
+def choose(run: FinishedRun, *, most: int, failure: float) -> list[Pair]:
     """The pairs to show: all watched ones, the largest gains, the worst failures.
 
     Args:
@@ -256,7 +257,7 @@ def choose(run: Run, *, most: int, failure: float) -> list[Pair]:
     score = partial(image_ious, data=run.data, methods=methods, rows=run.rows)
     known = set(run.data.names)
     names = [name for name in names if name in known]
-    ious = dict(zip(names, spread(score, names, "IoU of each image"), strict=True))
+    ious = dict(zip(names, on_all_cores(score, names, "IoU of each image"), strict=True))
     pairs = [
         Pair(name, place, [], {method: values[place] for method, values in ious.get(name, {}).items()})
         for name in dict.fromkeys([*run.watched.cumulative, *names])
@@ -276,7 +277,7 @@ def choose(run: Run, *, most: int, failure: float) -> list[Pair]:
     return unique([*watched, *gains[:most], *failures[:most]])
 
 
-def is_failure(run: Run, pair: Pair, below: float) -> bool:
+def is_failure(run: FinishedRun, pair: Pair, below: float) -> bool:
     """Whether attention has failed on a pair."""
     value = pair.iou.get(run.best)
     return value is not None and value < below
@@ -326,7 +327,7 @@ def told(iou: float | None) -> str:
     return "" if iou is None else f"IoU {100 * iou:.0f} %"
 
 
-def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int]) -> list[dict[str, Any]]:
+def panels(run: FinishedRun, pair: Pair, photograph: Image.Image, size: tuple[int, int]) -> list[dict[str, Any]]:
     """What is shown of a pair, side by side; ``size`` is that in the page."""
     name, class_ids = pair.name, run.data.class_ids(pair.name)
     truth = run.data.mask(name) if run.data.has_mask(name) else None
@@ -374,7 +375,7 @@ def panels(run: Run, pair: Pair, photograph: Image.Image, size: tuple[int, int])
     return shown
 
 
-def pictures(run: Run, pairs: Sequence[Pair], failure: float) -> dict[str, Any]:
+def pictures(run: FinishedRun, pairs: Sequence[Pair], failure: float) -> dict[str, Any]:
     """All that the page's script needs."""
     photographs: dict[str, Any] = {}
     cards, palette = [], voc_palette()
@@ -432,7 +433,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def summary(run: Run) -> str:
+def summary(run: FinishedRun) -> str:
     """Scores of each method, and of each class."""
     val, rows = run.val(), []
     scores = {method.title: method.scores or {} for method in run.methods.values()}
@@ -545,7 +546,7 @@ def chart(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> st
     )
 
 
-def curves(run: Run) -> str:
+def curves(run: FinishedRun) -> str:
     """Everything that was logged, and cue quality over the threshold."""
     log, scores = run.log("attention"), {m.title: m.scores for m in run.methods.values() if m.scores}
     stage_2 = {run.methods[name].title: run.log(name) for name in ("hybrid", "mce")}
@@ -587,7 +588,7 @@ def in_percent(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None else 100 * value for value in values]
 
 
-def facts(run: Run, voc_root: Path) -> str:
+def facts(run: FinishedRun, voc_root: Path) -> str:
     """What the run is."""
     arguments, recipe, data = run.settings["arguments"], run.settings["recipe"], run.settings["data"]
     lists = " and ".join(name for name in (data["split"], arguments.get("negatives")) if name)
@@ -607,7 +608,7 @@ def facts(run: Run, voc_root: Path) -> str:
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in told.items())
 
 
-def definitions(run: Run, failure: float, most: int) -> str:
+def definitions(run: FinishedRun, failure: float, most: int) -> str:
     """How gain and failure are meant."""
     ours = escape(run.methods[run.best].title)
     return f"""<p><b>IoU</b> of a pair, an image and one of its classes: at the threshold of the method's own
@@ -618,7 +619,7 @@ of its segmentation networks; it does not say what makes one.) Shown are all wat
 images the {most} largest gains and the {most} worst failures. In labels white is ignored.</p>"""
 
 
-def make_page(run: Run, voc_root: Path, *, most: int, failure: float) -> str:
+def make_page(run: FinishedRun, voc_root: Path, *, most: int, failure: float) -> str:
     """The whole file."""
     pairs = choose(run, most=most, failure=failure)
     shown = pictures(run, pairs, failure)
@@ -650,13 +651,13 @@ def main() -> None:
         parser.error(f"--images: expected at least 0, got {arguments.images}")
     if not 0 <= arguments.failure <= 100:
         parser.error(f"--failure: expected 0 to 100 percent, got {arguments.failure:g}")
-    with explained(f"--out {arguments.out}", "choose a place that can be written to"):
+    with ends_with(f"--out {arguments.out}", "choose a place that can be written to"):
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if arguments.out.is_dir():
         raise SystemExit(f"--out {arguments.out} is a folder; expected a file such as report.html")
-    run = Run(arguments.run, arguments.voc_root)
+    run = FinishedRun(arguments.run, arguments.voc_root)
     page = make_page(run, arguments.voc_root, most=arguments.images, failure=arguments.failure / 100)
-    with explained(f"--out {arguments.out}", "make room, or choose another place"), appearing(arguments.out) as file:
+    with ends_with(f"--out {arguments.out}", "make room, or choose another place"), whole_file(arguments.out) as file:
         file.write_text(page, encoding="utf-8")
     print(f"done: {arguments.out}, {len(page) / 2**20:.1f} MiB")
 

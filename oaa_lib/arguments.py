@@ -164,3 +164,27 @@ def on_device(device: Any) -> torch.device:
     if found.type == "meta":
         raise ValueError("expected device as one that keeps values, got 'meta'")
     return found
+
+
+def check_batch(expected: tuple[int, int], score_maps: Tensor, logits: Tensor | None) -> None:
+    """Raise a TypeError or ValueError unless these are score maps and logits of (B, C) = ``expected``."""
+    _check_batch_of("score_maps", score_maps, expected, 4)
+    if logits is not None:
+        _check_batch_of("logits", logits, expected, 2)
+        if logits.device != score_maps.device:
+            raise ValueError(
+                f"expected score_maps and logits on one device, got {score_maps.device} and {logits.device}"
+            )
+
+
+def _check_batch_of(name: str, values: Tensor, expected: tuple[int, int], ndim: int) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"expected {name} as a floating point tensor, got {found}")
+    shape = values.shape
+    if len(shape) != ndim or shape[:2] != expected or 0 in shape:
+        wanted = f"({expected[0]}, {expected[1]}, h, w)" if ndim == 4 else f"{expected}"
+        raise ValueError(
+            f"expected {name} of shape {wanted}: {expected[0]} indices, {expected[1]} classes, got "
+            f"{tuple(shape)}; pass all classes of the batch, without a background channel"
+        )

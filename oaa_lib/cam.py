@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,6 +16,11 @@ class CAMOutput(NamedTuple):
 
     logits: Tensor
     score_maps: Tensor
+
+
+def global_average_pool(score_maps: Tensor) -> Tensor:
+    """Logits (..., C) of score maps (..., C, h, w): GAP(F^c) of Eq. 1."""
+    return score_maps.mean((-2, -1))
 
 
 def normalize_attention(score_maps: Tensor, *, method: Literal["max", "minmax"] = "max") -> Tensor:
@@ -48,19 +54,26 @@ def normalize_attention(score_maps: Tensor, *, method: Literal["max", "minmax"] 
         raise TypeError(f"expected score maps as a floating point tensor, got {found}; convert with .float()")
     if score_maps.ndim < 2 or 0 in score_maps.shape[-2:]:
         raise ValueError(f"expected score maps of shape (..., h, w) with h, w >= 1, got {tuple(score_maps.shape)}")
-    return normalize_with_peak(score_maps, method)[0]
+    if method is None:
+        raise ValueError("expected method 'max' or 'minmax', got None")
+    return normalize_with_extremes(score_maps, method)[0]
 
 
-def normalize_with_peak(score_maps: Tensor, method: Literal["max", "minmax"]) -> tuple[Tensor, Tensor]:
-    """Attention as `normalize_attention` gives it, and the greatest positive score (..., 1, 1) of each map."""
-    if method not in ("max", "minmax"):
+def normalize_with_extremes(
+    score_maps: Tensor, method: Literal["max", "minmax"] | None, *, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention as `normalize_attention` gives it (None: as it is), and the least and greatest score (..., 1, 1)."""
+    if method not in ("max", "minmax", None):
         raise ValueError(f"expected method 'max' or 'minmax', got {method!r}")
-    positive = score_maps.relu()
+    low, high = score_maps.amin((-2, -1), keepdim=True), score_maps.amax((-2, -1), keepdim=True)
+    if method is None:
+        return score_maps, low, high
+    positive, peak = score_maps.relu_() if in_place else score_maps.relu(), high
     if method == "minmax":
-        positive = positive - positive.amin((-2, -1), keepdim=True)
-    peak = positive.amax((-2, -1), keepdim=True)
-    divisor = peak.masked_fill(peak == 0, 1)  # 0 / 1 where nothing is positive
-    return positive / divisor if positive.requires_grad else positive.div_(divisor), peak
+        floor = low.relu()
+        positive, peak = positive - floor, high - floor
+    divisor = torch.threshold(peak, 0, 1)  # 1 where nothing is positive
+    return positive / divisor if positive.requires_grad else positive.div_(divisor), low, high  # Eq. 2
 
 
 class CAMHead(nn.Module):
@@ -117,4 +130,4 @@ class CAMHead(nn.Module):
                 "pass the backbone's last feature map, before any pooling"
             )
         score_maps = self.class_aware(self.convs(features))
-        return CAMOutput(score_maps.mean((-2, -1)), score_maps)  # Eq. 1: GAP(F^c)
+        return CAMOutput(global_average_pool(score_maps), score_maps)

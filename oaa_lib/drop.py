@@ -17,8 +17,9 @@ def attention_drop(
 
     Args:
         images: (B, 3, H, W) floating point, normalised.
-        attention: (B, C, h, w) in [0, 1], the latest attention that passed the gate: `AttentionAccumulator.latest`, on
-            the images' device and in the frame of the view that is shown. Zeros (nothing accepted yet) hide nothing.
+        attention: (B, C, h, w) in [0, 1], the latest attention that passed the gate: `AttentionAccumulator.soft_labels`
+            of one with ``fusion="latest"``, on the images' device and in the frame of the view that is shown. Zeros
+            (nothing accepted yet) hide nothing.
         labels: (B, C) bool or 0/1, the classes that are shown.
         rate: the probability, of each image by itself, that it is treated.
         threshold: attention above it (resized to the image, bilinear) is hidden.

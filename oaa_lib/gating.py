@@ -1,5 +1,6 @@
 """Which pairs may accumulate now: a gate reads the classifier's own scores (paper, section 3.2)."""
 
+import math
 from typing import Protocol
 
 import torch
@@ -72,6 +73,7 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
     Source: the authors' public releases (not the paper).
     """
     _check(logits, labels)
+    logits = logits.nan_to_num(-math.inf)  # or NaN would rank first
     ranked = logits.sort(1, descending=True).values
     last_place = (labels.sum(1, keepdim=True) - 1).clamp(min=0)
     return labels & (logits >= ranked.gather(1, last_place))
@@ -109,6 +111,17 @@ def gate_name(gate: Gate | None) -> str | None:
         if gate is built_in:
             return name
     return f"own:{getattr(gate, '__qualname__', type(gate).__qualname__)}"
+
+
+def judge(gate: Gate, logits: Tensor, labels: Tensor) -> Tensor:
+    """What a gate says, (B, C) bool. One of the user's sees no NaN, may write on what it is given, and is checked."""
+    if gate in GATES.values():
+        return gate(logits, labels)
+    passed: object = gate(logits.nan_to_num(-math.inf), labels)
+    if not isinstance(passed, Tensor) or passed.dtype != torch.bool or passed.shape != labels.shape:
+        found = (passed.dtype, tuple(passed.shape)) if isinstance(passed, Tensor) else type(passed).__name__
+        raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {found}")
+    return passed
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

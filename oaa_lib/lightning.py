@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from oaa_lib.accumulator import AttentionAccumulator, Indices
+from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMOutput
+from oaa_lib.cumulative import Indices
 from oaa_lib.fusion import fusion_name
 from oaa_lib.views import View, Views
 

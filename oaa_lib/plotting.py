@@ -130,7 +130,8 @@ def evolution(
 
     Args:
         image: a photograph, see `overlay`.
-        maps: (T, K, h, w) in [0, 1], as `Snapshots.cumulative` and `Snapshots.latest` return them.
+        maps: (T, K, h, w) in [0, 1], as `Snapshots.cumulative` returns them: how attention grows, or how it
+            moves where the accumulator has ``fusion="latest"``.
         steps: T of them, `Snapshots.taken`.
         classes: K names.
         columns: at most so many moments, evenly chosen, the first and the last among them; at least 2.

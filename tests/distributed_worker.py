@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, DistributedSampler
 
-from oaa_lib import AttentionAccumulator, View, merging
+from oaa_lib import AttentionAccumulator, View
+from oaa_lib.maps import processes
 
 LABELS = [[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]  # no event shows image 4
 SIZES = [[6, 5], [3, 8], [6, 5], [1, 1], [4, 4], [2, 2]]
@@ -66,23 +67,25 @@ CASES = {
     "max, uint8": Case({}, False),
     "max, float16, crops": Case({"dtype": torch.float16}, True),
     "max, float32, crops, sizes": Case({"dtype": torch.float32, "map_size": SIZES}, True),
-    "max, uint8, crops, latest": Case({"keep_latest": True}, True),
     "mean": Case({"fusion": "mean"}, False),
     "mean, crops": Case({"fusion": "mean"}, True),
     "mean, crops, sizes": Case({"fusion": "mean", "map_size": SIZES}, True),
-    "mean, sizes, latest": Case({"fusion": "mean", "map_size": SIZES, "keep_latest": True}, False),
+    "mean, sizes": Case({"fusion": "mean", "map_size": SIZES}, False),
     "own mean, float16, crops": Case({"fusion": OwnMean(), "dtype": torch.float16}, True),
 }
+LATEST = {  # what one process would hold depends on the order
+    "latest, crops": Case({"fusion": "latest"}, True),
+    "latest, float16, sizes": Case({"fusion": "latest", "dtype": torch.float16, "map_size": SIZES}, False),
+}
 ONCE = {  # fusions that can be synchronised once only
-    "noisy-or, crops": Case({"fusion": "noisy-or", "keep_latest": True}, True),
+    "noisy-or, crops": Case({"fusion": "noisy-or"}, True),
     "noisy-or, sizes": Case({"fusion": "noisy-or", "map_size": SIZES}, False),
-    "harmonic, crops": Case({"fusion": "harmonic"}, True),
-    "harmonic, crops, sizes": Case({"fusion": "harmonic", "map_size": SIZES}, True),
+    "noisy-or, crops, sizes": Case({"fusion": "noisy-or", "map_size": SIZES}, True),
 }
 SAVED = (
     "max, uint8",
     "mean, crops",
-    "mean, sizes, latest",
+    "mean, sizes",
 )  # go through a checkpoint, on to other numbers of processes
 
 
@@ -129,7 +132,7 @@ def refusal(call: Callable[[], Any]) -> str | None:
 def every_round(rank: int, world: int, folder: Path) -> Any:
     """Update, synchronize, update, ...: the states before and after, and after a second synchronize."""
     found: dict[str, Any] = {}
-    for name, case in CASES.items():
+    for name, case in {**CASES, **LATEST}.items():
         accumulator = case.accumulator()
         found[name] = []
         for turn in range(ROUNDS):
@@ -158,7 +161,7 @@ def order_matters(rank: int, world: int, folder: Path) -> Any:
 
 def small_buckets(rank: int, world: int, folder: Path) -> Any:
     """As in the other scenarios, but a few pixels at a time."""
-    usual, merging.BUCKET = merging.BUCKET, 7
+    usual, processes.BUCKET = processes.BUCKET, 7
     try:
         found = {}
         for name, case in {**CASES, **ONCE}.items():
@@ -168,7 +171,7 @@ def small_buckets(rank: int, world: int, folder: Path) -> Any:
             found[name] = snapshot(accumulator.synchronize())
         return found
     finally:
-        merging.BUCKET = usual
+        processes.BUCKET = usual
 
 
 def one_is_different(rank: int, world: int, folder: Path) -> Any:
@@ -181,7 +184,6 @@ def one_is_different(rank: int, world: int, folder: Path) -> Any:
         "map size of each image": {"map_size": [[6, 5]] * 6},
         "fusion": {"fusion": "noisy-or", "dtype": torch.float32},
         "dtype": {"dtype": torch.float16},
-        "keep_latest": {"keep_latest": True},
     }
     for what, options in others.items():
         accumulator = case.accumulator(**(options if last else {}))
@@ -326,7 +328,7 @@ def tensors(accumulator: AttentionAccumulator) -> list[Tensor]:
 
 def memory(rank: int, world: int, folder: Path) -> Any:
     """In buckets of 2048 pixels: peak bytes, and the bytes of the maps."""
-    usual, merging.BUCKET = merging.BUCKET, 2048
+    usual, processes.BUCKET = processes.BUCKET, 2048
     try:
         found = {}
         for fusion in ("max", "mean", "noisy-or"):
@@ -337,7 +339,7 @@ def memory(rank: int, world: int, folder: Path) -> Any:
             found[fusion] = (watch.peak, accumulator.state_dict()["maps"].nbytes)
         return found
     finally:
-        merging.BUCKET = usual
+        processes.BUCKET = usual
 
 
 class Pictures:

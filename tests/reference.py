@@ -93,6 +93,7 @@ GATES: dict[str | None, Callable[[Sequence[float], Sequence[int], int], bool]] =
     None: lambda scores, targets, target: True,
 }
 FUSIONS: dict[str, Callable[[float, float, int], float]] = {
+    "latest": lambda m, a, t: a,
     "max": lambda cumulative, attention, t: max(cumulative, attention),  # Eq. 5
     "mean": lambda cumulative, attention, t: ((t - 1) * cumulative + attention) / t,  # Eq. 10
     "noisy_or": lambda cumulative, attention, t: 1 - (1 - cumulative) * (1 - attention),  # a user's own
@@ -137,7 +138,6 @@ class NaiveAccumulator:
         histories: for each pixel of each pair that accepted a map, the values that it was shown, in order.
         counts: how many maps each pair has accepted.
         log: what became of each map offered: "accepted", "refused" by the gate, "skipped" for a fault, or "unseen".
-        similarities: of the two latest maps of each pair that has accepted two.
     """
 
     labels: list[list[int]]
@@ -147,7 +147,6 @@ class NaiveAccumulator:
     histories: dict[Pair, list[list[list[float]]]] = field(default_factory=dict)
     counts: dict[Pair, int] = field(default_factory=dict)
     log: list[tuple[Pair, str]] = field(default_factory=list)
-    similarities: dict[Pair, float] = field(default_factory=dict)
 
     @property
     def offered(self) -> int:
@@ -193,15 +192,11 @@ class NaiveAccumulator:
         if all(value is None for row in shown for value in row):
             return "unseen"
         pixels = self.histories.setdefault(pair, [[[] for _ in range(size[1])] for _ in range(size[0])])
-        before_and_now = []
         for y, row in enumerate(shown):
             for x, value in enumerate(row):
                 if value is not None:
-                    before_and_now.append((pixels[y][x][-1] if pixels[y][x] else 0.0, value))
                     pixels[y][x].append(value)
         self.counts[pair] = self.counts.get(pair, 0) + 1
-        if self.counts[pair] > 1:
-            self.similarities[pair] = cosine(before_and_now)
         return "accepted"
 
     def size_of(self, image: int) -> tuple[int, int]:

@@ -140,6 +140,23 @@ def test_max_in_8_bits_is_the_maximum_of_the_rounded_maps():
     assert torch.equal(accumulator[[0]][0] * 255, steps)
 
 
+@pytest.mark.parametrize("given", [{}, {"gate": None}, {"dtype": torch.float32}], ids=str)
+def test_every_update_asks_the_fusion(given, monkeypatch):
+    """So that a breakpoint in `MaxFusion.__call__` fires, and Eq. 5 stands in one place."""
+    calls = []
+
+    def watched(self, cumulative, attention, count=None):
+        calls.append((cumulative.dtype, attention.dtype))
+        return torch.maximum(cumulative, attention)
+
+    monkeypatch.setattr(MaxFusion, "__call__", watched)
+    accumulator = AttentionAccumulator([[1, 0], [0, 1], [1, 1]], (3, 3), **given)
+    for number in range(1, 4):
+        accumulator.update([0, 2], torch.rand(2, 2, 3, 3), torch.rand(2, 2))
+        assert calls == [(accumulator.dtype, accumulator.dtype)] * number
+    assert accumulator.dtype == given.get("dtype", torch.uint8)
+
+
 def test_8_bits_hold_every_step_through_any_number_of_updates():
     attention = (torch.arange(256.0) / 255).view(1, 1, 16, 16)
     accumulator = AttentionAccumulator([[1]], (16, 16), gate=None)

@@ -139,7 +139,7 @@ FORMS = list(in_every_form([View()]))
 @pytest.mark.parametrize("fusion", ALL_FUSIONS)
 @given(stream=streams(faults=True, sizes="another"), dtype=st.sampled_from(STORAGE), form=st.sampled_from(FORMS))
 def test_the_whole_image_as_a_view_is_no_view(fusion, dtype, form, stream):
-    options = {"fusion": fusion, "dtype": dtype, "keep_latest": True}
+    options = {"fusion": fusion, "dtype": dtype}
     without, within = stream.give_to(stream.accumulator(**options)), stream.accumulator(**options)
     for batch in stream.batches:
         views = in_every_form([View()] * len(batch.indices))[form]
@@ -181,7 +181,7 @@ def test_a_mirrored_map_in_a_flipped_view_is_the_map_in_the_view(fusion, dtype, 
         read = straight.soft_labels(batch.indices, views)
         read_flipped = straight.soft_labels(batch.indices, [view.hflip() for view in views]).flip(-1)
         torch.testing.assert_close(read_flipped, read, rtol=0, atol=1e-5)
-    steps = 1 if fusion == "max" else sum(len(batch.indices) for batch in stream.batches)
+    steps = 1 if fusion in ("max", "latest") else sum(len(batch.indices) for batch in stream.batches)
     assert_near(flipped, straight, atol=2 * steps * ROUNDING[dtype])
 
 
@@ -290,7 +290,7 @@ def test_max_does_not_depend_on_the_order_of_views(stream, dtype, rng):
     assert same(snapshot(first), snapshot(second))
 
 
-@pytest.mark.parametrize("fusion", [name for name, fusion in oaa_lib.fusion.FUSIONS.items() if name != "ema"])
+@pytest.mark.parametrize("fusion", [name for name, fusion in oaa_lib.fusion.FUSIONS.items() if fusion.order_free])
 @given(stream=streams(views=True, faults=True, sizes="another"), rng=st.randoms(use_true_random=False))
 def test_no_order_free_fusion_depends_on_the_order_of_views_nor_on_how_batches_are_cut(fusion, stream, rng):
     shuffled = [single for batch in stream.batches for single in batch.single()]
@@ -305,7 +305,7 @@ def test_no_order_free_fusion_depends_on_the_order_of_views_nor_on_how_batches_a
 @pytest.mark.parametrize("fusion", ALL_FUSIONS)
 @pytest.mark.parametrize("map_size", [(2, 2), [(2, 2), (4, 6)]], ids=["one size", "sizes"])
 def test_a_view_that_shows_no_pixel_is_offered_and_changes_nothing(map_size, fusion, view):
-    options = {"fusion": fusion, "gate": None, "keep_latest": True}
+    options = {"fusion": fusion, "gate": None}
     accumulator = AttentionAccumulator([[1, 0], [1, 1]], map_size, **options)
     for _ in range(2):  # once with nothing there, once with maps
         before = snapshot(accumulator)
@@ -458,7 +458,7 @@ class MergeableNoisyOr:
         return noisy_or(first, second, first_count)
 
 
-MERGEABLE = ["max", "mean", "harmonic", "noisy-or", pytest.param(MergeableNoisyOr(), id="user's")]
+MERGEABLE = ["max", "mean", "noisy-or", pytest.param(MergeableNoisyOr(), id="user's")]
 
 
 @pytest.mark.parametrize("fusion", MERGEABLE)
@@ -515,7 +515,7 @@ def through_a_file(stream, accumulator, options, path):
 def test_going_on_from_a_state_is_the_same_as_never_stopping(sizes, way, fusion, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("state") / "maps"
     stream = data.draw(streams(views=True, faults=True, fill_empty=True, sizes=sizes))
-    options = {"fusion": fusion, "keep_latest": True}
+    options = {"fusion": fusion}
     whole = parts = stream.accumulator(**options)
     for batch in stream.batches:
         parts = way(stream, parts, options, path)
@@ -527,12 +527,12 @@ def test_going_on_from_a_state_is_the_same_as_never_stopping(sizes, way, fusion,
     assert torch.equal(parts.soft_labels(images, size=(3, 4)), whole.soft_labels(images, size=(3, 4)))
 
 
-@given(streams(views=True, faults=True, sizes="each"), st.sampled_from(["max", "mean", "harmonic"]))
+@given(streams(views=True, faults=True, sizes="each"), st.sampled_from(["max", "mean", "latest"]))
 def test_maps_in_a_file_are_the_same_as_in_memory(tmp_path_factory, stream, fusion):
     path = tmp_path_factory.mktemp("state") / "maps"
-    in_memory = stream.accumulator(fusion=fusion, keep_latest=True)
+    in_memory = stream.accumulator(fusion=fusion)
     for batch in stream.batches:
-        on_disk = stream.accumulator(fusion=fusion, keep_latest=True, path=path, resume=True)
+        on_disk = stream.accumulator(fusion=fusion, path=path, resume=True)
         batch.give_to(on_disk)
         batch.give_to(in_memory)
         assert same(snapshot(on_disk), snapshot(in_memory))
@@ -557,7 +557,7 @@ SIZES = [(2, 3), (5, 4), (1, 1)]
 @given(data=st.data(), dtype=st.sampled_from(STORAGE))
 def test_sizes_of_their_own_are_as_many_accumulators_of_one_image(fusion, dtype, views, data):
     stream = data.draw(streams(views=views, faults=True, fill_empty=True, sizes="each"))
-    options = {"fusion": fusion, "dtype": dtype, "keep_latest": True}
+    options = {"fusion": fusion, "dtype": dtype}
     together = stream.give_to(stream.accumulator(**options))
     for image, labels in enumerate(stream.labels):
         if not any(labels):
@@ -571,28 +571,25 @@ def test_sizes_of_their_own_are_as_many_accumulators_of_one_image(fusion, dtype,
                 Batch([0] * len(places), batch.score_maps[places], logits, batch.fill_empty, shown).give_to(alone)
         assert together.counts[image].tolist() == alone.counts[0].tolist()
         # Beside a crop a whole image is put in place by the same arithmetic as the crop: a rounding more.
-        steps = 1 if fusion == "max" else max(1, int(alone.counts.max()))
-        atol = 2 * steps * ROUNDING[dtype] if views else 0
+        steps = 1 if fusion in ("max", "latest") else max(1, int(alone.counts.max()))
+        exact = 0 if fusion in ("max", "latest") else 1e-6  # arithmetic of many maps at once may round otherwise
+        atol = 2 * steps * ROUNDING[dtype] if views else exact
         pairs = [
             (together.attention(image), alone.attention(0)),
             (together.soft_labels([image]), alone[[0]]),
-            (together.latest([image]), alone.latest([0])),
-            (together.similarity[image], alone.similarity[0]),
         ]
-        for values, expected in pairs[: len(pairs) - views]:
-            torch.testing.assert_close(values, expected, rtol=0, atol=atol, equal_nan=True)
+        for values, expected in pairs:
+            torch.testing.assert_close(values, expected, rtol=0, atol=atol)
 
 
 @given(streams(views=True, faults=True), st.sampled_from(STORAGE))
 def test_one_size_given_for_each_image_is_the_one_size(stream, dtype):
     one, each = (
-        stream.give_to(stream.accumulator(map_size=map_size, dtype=dtype, fusion="mean", keep_latest=True))
+        stream.give_to(stream.accumulator(map_size=map_size, dtype=dtype, fusion="mean"))
         for map_size in (stream.size, [stream.size] * len(stream.labels))
     )
     images = range(len(one))
     assert torch.equal(one[images], each[images])
-    assert torch.equal(one.latest(images), each.latest(images))
-    torch.testing.assert_close(one.similarity, each.similarity, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(one.counts, each.counts)
 
 

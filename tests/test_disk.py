@@ -6,6 +6,7 @@ Run as a program, this file is a process without threads that forks others, whic
 import copy
 import errno
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -28,9 +29,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import noisy_or, same, snapshot, streams
 
-from oaa_lib import AttentionAccumulator, View, storage
+from oaa_lib import AttentionAccumulator, View
 from oaa_lib.fusion import ExponentialMovingAverage
-from oaa_lib.maps import PER_PIXEL, Change, PairStore
+from oaa_lib.maps import mapped as mapping
+from oaa_lib.maps.files import Entry
+from oaa_lib.maps.journal import Span
+from oaa_lib.maps.mapped import MappedStore
+from oaa_lib.maps.store import Store
 
 KEYS = ["a", "b"]
 LABELS = [[1, 1, 0], [0, 0, 1]]
@@ -40,7 +45,7 @@ LABELS = [[1, 1, 0], [0, 0, 1]]
 def small_files():
     """Files are made with the smallest journal that serves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "JOURNAL_BYTES", 1)
+        patch.setattr(mapping, "JOURNAL_BYTES", 1)
         yield
 
 
@@ -62,7 +67,7 @@ def content(path) -> bytes:
 
 # The same as in memory
 
-FUSIONS = ["max", "mean", "harmonic", "noisy-or", "ema"]
+FUSIONS = ["max", "mean", "latest", "noisy-or", "ema"]
 
 
 @st.composite
@@ -73,7 +78,6 @@ def cases(draw):
     options = {
         "gate": draw(st.sampled_from(["score", None])),
         "dtype": draw(st.sampled_from([torch.uint8, torch.float16, torch.float32])),
-        "keep_latest": draw(st.booleans()),
         "keys": draw(st.sampled_from([None, [f"image {i}" for i in range(len(stream.labels))]])),
     }
     return stream, options
@@ -110,7 +114,7 @@ def test_a_file_holds_what_memory_holds_whether_it_is_reopened_or_not(fusion, ca
     assert same(snapshot(make(path=folder / "restored", resume=True)), expected)
 
 
-@pytest.mark.parametrize("fusion", ["max", "mean", "harmonic", "noisy-or"])
+@pytest.mark.parametrize("fusion", ["max", "mean", "latest", "noisy-or"])
 @given(case=cases())
 def test_merging_into_a_file_is_merging_in_memory(fusion, case, tmp_path_factory):
     path = tmp_path_factory.mktemp("disk") / "maps"
@@ -208,11 +212,10 @@ def read_by_the_rules(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 @pytest.mark.parametrize("way", ["save", "path"])
-@pytest.mark.parametrize("keep_latest", [False, True])
 @pytest.mark.parametrize("map_size", [(2, 3), [[2, 3], [4, 1]]], ids=["one size", "sizes of their own"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_file_is_a_safetensors_file(fusion, map_size, keep_latest, way, tmp_path):
-    options = {"fusion": fusion, "map_size": map_size, "keep_latest": keep_latest}
+def test_the_file_is_a_safetensors_file(fusion, map_size, way, tmp_path):
+    options = {"fusion": fusion, "map_size": map_size}
     accumulator = fill(build(tmp_path / "maps" if way == "path" else None, **options))
     if way == "save":
         accumulator.save(tmp_path / "maps")
@@ -254,8 +257,7 @@ KINDS = {
     "mean": {"map_size": np.array([6, 7]), "fusion": "mean"},
     "sizes of their own": {
         "map_size": np.array([[3 + i % 3, 4 + i % 4] for i in range(IMAGES)]),
-        "fusion": "harmonic",
-        "keep_latest": True,
+        "fusion": "mean",
     },
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -265,7 +267,7 @@ def endless(kind: str, path=None, *, scale: int = 1, journal: int = 1 << 20) -> 
     """What the endless stream of `show` is given to."""
     options = {**KINDS[kind], "map_size": KINDS[kind]["map_size"] * scale, "path": path, "resume": path is not None}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "JOURNAL_BYTES", journal)
+        patch.setattr(mapping, "JOURNAL_BYTES", journal)
         return AttentionAccumulator(TWO_OF_FOUR, **options, gate=None)
 
 
@@ -294,7 +296,7 @@ def reopened(kind: str, path, **options) -> dict[str, object]:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing in `PairStore.write` nor in the opening of a file catches it, so it is as sudden."""
+    """Stands for a kill: nothing in `MappedStore.write` nor in the opening of a file catches it, so it is as sudden."""
 
 
 def kill_softly() -> None:
@@ -305,12 +307,15 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+WRITERS = {inspect.getfile(each) for each in (MappedStore, Store, Span, Entry)}  # wherever these classes stand
+
+
 def at_each_line(action, function, *args) -> None:
-    """Run a function, and an action before each line of the two files that write."""
+    """Run a function, and an action before each line of the code that writes."""
     numbers = itertools.count(1)
 
     def trace(frame, event, argument):
-        if os.path.basename(frame.f_code.co_filename) not in ("storage.py", "maps.py"):
+        if frame.f_code.co_filename not in WRITERS:
             return None
         if event == "line":
             action(next(numbers))
@@ -335,13 +340,13 @@ def stop_at_line(step, die, function, *args) -> bool:
 
 def stop_while_writing(kind, path, number, step, die, *, batch: int = 4, scale: int = 1) -> bool:
     """Give one more batch and die before so many lines of the write; whether it came to that."""
-    accumulator, write, stopped = endless(kind, path, scale=scale), PairStore.write, []
+    accumulator, write, stopped = endless(kind, path, scale=scale), MappedStore.write, []
 
     def watched(*args):
         stopped.append(stop_at_line(step, die, write, *args))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PairStore, "write", watched)
+        patch.setattr(MappedStore, "write", watched)
         show(accumulator, number, batch)
     return any(stopped)
 
@@ -350,9 +355,9 @@ def stop_while_writing(kind, path, number, step, die, *, batch: int = 4, scale: 
 
 
 def keep_updating(kind, path, scale, pause):
-    apply = PairStore._apply
+    apply = MappedStore._apply
     if pause:  # most of the time goes by between record and settle
-        PairStore._apply = lambda *args: at_each_line(lambda _: time.sleep(pause), apply, *args)
+        MappedStore._apply = lambda *args: at_each_line(lambda _: time.sleep(pause), apply, *args)
     accumulator = endless(kind, path, scale=scale)
     with open(f"{path}.log", "ab", buffering=0) as log:
         for number in itertools.count(accumulator.offered // OFFERED):
@@ -365,21 +370,14 @@ def die_while_writing(kind, path, number, step):
 
 
 def die_with_garbage_in_place(kind, path, number):
-    apply = PairStore._apply
+    apply = MappedStore._apply
 
-    def scribble(store, changes, totals, hosts):
-        garbage = [
-            Change(c.rows, c.size, {name: torch.full_like(v, 77) for name, v in c.values.items()}) for c in changes
-        ]
-        apply(
-            store,
-            garbage,
-            {name: torch.full_like(total, 77) for name, total in totals.items()},
-            {name: np.full_like(numbers, 77) for name, numbers in hosts.items()},
-        )
+    def scribble(store, changes, totals):
+        garbage = [c._replace(values={name: torch.full_like(v, 77) for name, v in c.values.items()}) for c in changes]
+        apply(store, garbage, {name: np.full_like(numbers, 77) for name, numbers in totals.items()})
         kill()
 
-    PairStore._apply = scribble
+    MappedStore._apply = scribble
     show(endless(kind, path), number)
 
 
@@ -630,12 +628,12 @@ def rows_of(kind: str, state: dict[str, object], scale: int) -> list[dict[str, b
     sizes = np.broadcast_to(KINDS[kind]["map_size"] * scale, (IMAGES, 2)).prod(1).repeat(2)
     rows = [{} for _ in sizes]
     for name, values in state.items():
-        if name in PER_PIXEL:
+        if name in ("maps", "missed"):
             flat = values.numpy().reshape(-1)
             ends = np.cumsum(sizes * (len(flat) // sizes.sum()))
             for row, piece in zip(rows, np.split(flat, ends[:-1]), strict=True):
                 row[name] = piece.tobytes()
-        elif name in ("counts", "similarity"):
+        elif name == "counts":
             for row, value in zip(rows, values, strict=True):
                 row[name] = value.numpy().tobytes()
     return rows
@@ -787,7 +785,7 @@ def test_a_file_system_without_links_or_reservation_or_locks_will_do(tmp_path, m
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(storage, "fcntl", None)
+    monkeypatch.setattr(mapping, "fcntl", None)
     fill(build(tmp_path / "maps"))
     assert os.listdir(tmp_path) == ["maps"]
     assert same(snapshot(build(tmp_path / "maps", resume=True)), snapshot(fill(build())))
@@ -822,7 +820,6 @@ OTHERS = {
     "another fusion": ({"fusion": "mean"}, "fusion"),
     "a user's fusion": ({"fusion": noisy_or}, "fusion"),
     "another dtype": ({"dtype": torch.float16}, "dtype"),
-    "the latest maps too": ({"keep_latest": True}, "keep_latest"),
 }
 
 
@@ -844,15 +841,9 @@ def test_the_file_of_something_else_is_refused(other, tmp_path):
         ({"map_size": [[2, 3], [4, 5]]}, {"map_size": (2, 3)}, "map_size"),
         ({"fusion": "ema"}, {"fusion": ExponentialMovingAverage(0.5)}, r"momentum=0.5.*momentum=0.9"),
         ({"fusion": "ema"}, {"fusion": "ema(momentum=0.91)"}, "momentum"),
-        ({"fusion": "mean"}, {"fusion": "harmonic"}, "fusion"),
+        ({"fusion": "mean"}, {"fusion": "latest"}, "fusion"),
         ({"fusion": "max"}, {"fusion": "noisy-or"}, "fusion"),
-        ({"keep_latest": True}, {}, "keep_latest"),
-        ({"keep_latest": True}, {"keep_latest": True, "dtype": torch.float32}, "dtype"),
-        (
-            {"fusion": "mean", "keep_latest": True},
-            {"fusion": "mean", "keep_latest": True, "dtype": torch.float16},
-            "dtype",
-        ),
+        ({"fusion": "latest"}, {"fusion": "latest", "dtype": torch.float32}, "dtype"),
     ],
 )
 def test_the_file_of_another_setting_is_refused(options, others, named, tmp_path):
@@ -1150,7 +1141,6 @@ FORGERIES = {
 SAVED_ONLY = {
     "an unknown gate": plainly(gate="best"),
     "a gate of another kind": plainly(gate=[1]),
-    "latest maps of integers": changed("latest", np.zeros((3, 2, 3), dtype=np.int64)),
     "a base of another shape": changed("base_maps", np.zeros((2, 2, 3), dtype=np.uint8)),
     "a base of what is not kept": changed("base_missed", np.zeros((3, 2, 3), dtype=np.int32)),
 }
@@ -1266,7 +1256,7 @@ def test_a_file_that_fits_but_has(forgery, either, forks):
 
 @pytest.mark.parametrize("forgery", SAVED_ONLY)
 def test_a_saved_file_that_fits_but_has(forgery, tmp_path, forks):
-    fill(build(keep_latest=True)).save(tmp_path / "maps")
+    fill(build()).save(tmp_path / "maps")
     forge(tmp_path / "maps", SAVED_ONLY[forgery])
     refuses_both_ways(forks, tmp_path / "maps")
 

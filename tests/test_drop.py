@@ -73,12 +73,12 @@ def test_the_module_acts_in_training_alone():
 
 def test_the_accumulators_latest_attention_is_what_it_takes():
     labels = torch.tensor([[1, 0], [1, 1]])
-    accumulator = AttentionAccumulator(labels, (2, 2), gate=None, keep_latest=True)
+    accumulator = AttentionAccumulator(labels, (2, 2), gate=None, fusion="latest")
     maps = torch.zeros(2, 2, 2, 2)
     maps[0, 0, 0, 0] = maps[1, 1, 1, 1] = 1
     accumulator.update([0, 1], maps)
     images = torch.ones(2, 3, 2, 2)
-    found = attention_drop(images, accumulator.latest([0, 1]), labels, rate=1.0)
+    found = attention_drop(images, accumulator[[0, 1]], labels, rate=1.0)
     assert torch.equal(found[:, 0], torch.tensor([[[0.0, 1], [1, 1]], [[1, 1], [1, 0]]]))
 
 

@@ -23,6 +23,7 @@ from oaa_lib import (
     AttentionAccumulator,
     CAMHead,
     View,
+    attention_similarity,
     hybrid_loss,
     multilabel_cross_entropy,
     normalize_attention,
@@ -31,7 +32,7 @@ from oaa_lib import (
 
 LABELS = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
 GATES = {"score": "score", "topk": "topk", "none": None, "user's": lambda logits, labels: labels & (logits > 0)}
-BUILT_IN = ["max", "mean", "ema", "harmonic", "noisy-or"]
+BUILT_IN = ["max", "mean", "latest", "ema", "noisy-or"]
 FUSIONS = {**dict(zip(BUILT_IN, BUILT_IN, strict=True)), "user's": noisy_or}
 MAP_SIZES = {"one size": (4, 4), "sizes": [(4, 4), (5, 6), (2, 2)]}
 SEEN = [View(0.25, -0.5, 1.25, 0.5, True), View(), View(flip=True), View(0.45, 0.45, 0.55, 0.55)]
@@ -186,21 +187,19 @@ def test_update_with_images_without_label_only(mode, map_size):
 @pytest.mark.parametrize("views", VIEWS.values(), ids=list(VIEWS))
 @pytest.mark.parametrize("map_size", MAP_SIZES.values(), ids=list(MAP_SIZES))
 @pytest.mark.parametrize("fusion", FUSIONS.values(), ids=list(FUSIONS))
-def test_nothing_waits_with_views_and_sizes_and_the_latest_kept(mode, precision, fusion, map_size, views):
-    options = {"fusion": fusion, "dtype": torch.float16, "device": "cuda", "keep_latest": True}
+def test_nothing_waits_with_views_and_sizes(mode, precision, fusion, map_size, views):
+    options = {"fusion": fusion, "dtype": torch.float16, "device": "cuda"}
     accumulator, other = (AttentionAccumulator(LABELS, map_size, **options) for _ in range(2))
     score_maps, logits = output(4, dtype=torch.bfloat16)
     with Transfers() as transfers, precision():
         for indices in ([0, 1, 2, 1], [1, 0, 2, 1]):
             accumulator.update(indices, score_maps, logits, views, fill_empty=True)
-        read = [
-            function([0, 1, 2, 1], views, size=(3, 7)) for function in (accumulator.soft_labels, accumulator.latest)
-        ]
-        similarity, attention = accumulator.similarity, accumulator.attention(1)
+        read = accumulator.soft_labels([0, 1, 2, 1], views, size=(3, 7))
+        similarity, attention = attention_similarity(read, read), accumulator.attention(1)
         if callable(getattr(accumulator.fusion, "merge", None)):
             other.merge(accumulator)
     assert transfers.count == 0
-    for values, shape in ((read[0], (4, 3, 3, 7)), (read[1], (4, 3, 3, 7)), (similarity, (3, 3))):
+    for values, shape in ((read, (4, 3, 3, 7)), (similarity, (4, 3))):
         assert (values.device.type, values.dtype, values.shape) == ("cuda", torch.float32, shape)
     assert attention.shape == (1, *(map_size if isinstance(map_size, tuple) else map_size[1]))
 
@@ -236,16 +235,15 @@ def test_views_on_the_device_are_refused(mode):
 @pytest.mark.parametrize("views", VIEWS.values(), ids=list(VIEWS))
 @pytest.mark.parametrize("map_size", MAP_SIZES.values(), ids=list(MAP_SIZES))
 @pytest.mark.parametrize(("model", "maps"), [("cuda", "cpu"), ("cpu", "cuda")])
-@pytest.mark.parametrize("fusion", ["max", "harmonic"])
+@pytest.mark.parametrize("fusion", ["max", "mean", "latest"])
 def test_the_maps_may_live_elsewhere_than_the_model(mode, precision, fusion, model, maps, map_size, views):
-    accumulator = AttentionAccumulator(LABELS, map_size, fusion=fusion, device=maps, keep_latest=True)
+    accumulator = AttentionAccumulator(LABELS, map_size, fusion=fusion, device=maps)
     score_maps, logits = torch.empty(4, 3, 5, 6, device=model), torch.empty(4, 3, device=model)
     with precision():
         for indices in ([0, 1, 2, 1], [1, 0, 2, 1]):
             accumulator.update(indices, score_maps, logits, views)
         assert accumulator.soft_labels([1, 0, 2, 1], views, size=(3, 7)).device.type == maps
-        assert accumulator.latest([1, 0, 2, 1], views, size=(3, 7)).device.type == maps
-    assert accumulator.counts.device.type == accumulator.similarity.device.type == maps
+    assert accumulator.counts.device.type == maps
 
 
 def test_what_tells_numbers_waits_and_statistics_once(mode):

@@ -15,11 +15,12 @@ from oaa_lib import AttentionAccumulator, testing
 from oaa_lib.fusion import (
     FUSIONS,
     ExponentialMovingAverage,
-    HarmonicMix,
+    LatestFusion,
     MaxFusion,
     MeanFusion,
     NoisyOr,
     fusion_name,
+    harmonic_mix,
     merge_refusal,
     resolve_fusion,
 )
@@ -48,7 +49,7 @@ FORMULAS = {
     "ema": lambda values: moving_average(values, 0.9),
     "ema(momentum=0.5)": lambda values: moving_average(values, 0.5),
     "ema(momentum=0.0)": lambda values: values[-1],
-    "harmonic": harmonic,
+    "latest": lambda values: values[-1],
     "noisy-or": lambda values: 1 - np.prod([1 - value for value in values]),
 }
 
@@ -64,15 +65,37 @@ def test_a_fusion_follows_its_formula(name, maps):
 def test_the_formulas_by_hand():
     maps = [torch.tensor([[[value]]]) for value in (0.5, 0.0, 1.0)]
     assert fold(ExponentialMovingAverage(0.5), maps).item() == 0.625
-    assert fold(HarmonicMix(), maps).item() == pytest.approx(3 / (1 / 0.5 + 2 / 1))
+    assert fold(LatestFusion(), maps).item() == 1
     assert fold(NoisyOr(), maps[:1] * 3).item() == 0.875
 
 
+@given(maps=attention_streams())
+def test_the_harmonic_mix_of_a_mean_and_a_maximum_follows_its_formula(maps):
+    mixed = harmonic_mix(fold(MeanFusion(), maps), fold(MaxFusion(), maps))
+    expected = np.array([harmonic(list(pixel)) for pixel in np.stack(maps).reshape(len(maps), -1).T.astype(np.float64)])
+    np.testing.assert_allclose(mixed.flatten(), expected, atol=2e-6)
+    assert (mixed >= fold(MeanFusion(), maps) - 1e-6).all()
+    assert (mixed <= fold(MaxFusion(), maps) + 1e-6).all()
+
+
 def test_the_harmonic_mix_is_0_where_nothing_was_ever_seen_and_never_nan():
-    states = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1e-38, 1e-38], [1e-45, 1e-45], [1e-38, 1.0]])[:, :, None, None]
-    read = HarmonicMix().read(states).flatten()
-    assert read[:2].tolist() == [0, 0]
-    torch.testing.assert_close(read, torch.tensor([0, 0, 1e-38, 0, 3e-38]), rtol=1e-4, atol=1e-44)
+    mean, maximum = torch.tensor([[0.0, 0.0, 1e-38, 1e-45, 1e-38], [0.0, 1.0, 1e-38, 1e-45, 1.0]])
+    mixed = harmonic_mix(mean, maximum)
+    assert mixed[:2].tolist() == [0, 0]
+    torch.testing.assert_close(mixed, torch.tensor([0, 0, 1e-38, 0, 3e-38]), rtol=1e-4, atol=1e-44)
+
+
+@pytest.mark.parametrize(
+    ("mean", "maximum", "error", "message"),
+    [
+        (torch.ones(2).byte(), torch.ones(2), TypeError, "mean as a floating point tensor, got torch.uint8"),
+        (torch.ones(2), 1.0, TypeError, "maximum as a floating point tensor, got float"),
+        (torch.ones(2), torch.ones(3), ValueError, r"one shape, got \(2,\) and \(3,\)"),
+    ],
+)
+def test_no_harmonic_mix(mean, maximum, error, message):
+    with pytest.raises(error, match=message):
+        harmonic_mix(mean, maximum)
 
 
 @every_built_in
@@ -87,25 +110,21 @@ def test_a_constant_stays_itself_to_the_bit(fusion, value, length):
 @every_built_in
 @given(maps=attention_streams(max_length=12))
 def test_no_rounding_leads_out_of_zero_to_one(fusion, maps):
-    states = torch.stack([maps[0]] * getattr(fusion, "num_states", 1), dim=1)
+    cumulative = maps[0]
     for count, attention in enumerate(maps[1:], start=1):
-        states = fusion(states, attention[:, None], torch.full((len(attention), 1, 1, 1), count))
-        read = fusion.read(states) if hasattr(fusion, "read") else states
-        for result in (states, read):
-            assert result.min() >= 0
-            assert result.max() <= 1
+        cumulative = fusion(cumulative, attention, torch.full((len(attention), 1, 1), count))
+        assert cumulative.min() >= 0
+        assert cumulative.max() <= 1
 
 
 @every_built_in
 def test_a_built_in_fusion_leaves_its_arguments_alone(fusion):  # the accumulator gives it no copies
-    cumulative = torch.rand(3, getattr(fusion, "num_states", 1), 2, 2)
-    attention, count = torch.rand(3, 1, 2, 2), torch.ones(3, 1, 1, 1, dtype=torch.int32)
+    cumulative, attention = torch.rand(2, 3, 2, 2)
+    count = torch.ones(3, 1, 1, dtype=torch.int32)
     given = [tensor.clone() for tensor in (cumulative, attention, count)]
     fusion(cumulative, attention, count)
-    if hasattr(fusion, "merge"):
+    if fusion.merge is not None:
         fusion.merge(cumulative, cumulative, count, count)
-    if hasattr(fusion, "read"):
-        fusion.read(cumulative)
     assert all(map(torch.equal, given, (cumulative, attention, count)))
 
 
@@ -125,13 +144,13 @@ def test_a_built_in_fusion_is_what_it_claims_to_be(fusion, maps):
 
 
 LAWS = {
-    "assert_order_free": ["max", "mean", "harmonic", "noisy-or"],
-    "assert_mergeable": ["max", "mean", "harmonic", "noisy-or"],
-    "assert_zero_is_neutral": ["max", "noisy-or"],
-    "assert_reduction": ["max", "mean"],
+    "assert_order_free": ["max", "mean", "noisy-or"],
+    "assert_mergeable": ["max", "mean", "latest", "noisy-or"],
+    "assert_zero_is_neutral": ["max", "latest", "noisy-or"],
+    "assert_reduction": ["max", "mean", "latest"],
     "assert_monotone": ["max", "noisy-or"],
     "assert_idempotent": ["max"],
-    "assert_in_hull": ["max", "mean", "ema", "harmonic"],
+    "assert_in_hull": ["max", "mean", "latest", "ema"],
 }
 
 
@@ -155,8 +174,7 @@ def test_what_the_built_in_fusions_claim():
         "zero_is_neutral": LAWS["assert_zero_is_neutral"],
         "reduction": LAWS["assert_reduction"],
         "not_mergeable": ["ema"],
-        "read": ["harmonic"],
-        "storage_dtype": ["mean", "ema", "harmonic", "noisy-or"],
+        "storage_dtype": ["mean", "ema", "noisy-or"],
     }
     for attribute, names in claims.items():
         assert [name for name in FUSIONS if getattr(FUSIONS[name], attribute, False)] == names, attribute
@@ -399,7 +417,7 @@ def test_the_streams_are_attention_and_have_edges():
     [
         (MaxFusion(), "max", "MaxFusion()"),
         (MeanFusion(), "mean", "MeanFusion()"),
-        (HarmonicMix(), "harmonic", "HarmonicMix()"),
+        (LatestFusion(), "latest", "LatestFusion()"),
         (NoisyOr(), "noisy-or", "NoisyOr()"),
         (ExponentialMovingAverage(), "ema(momentum=0.9)", "ExponentialMovingAverage(momentum=0.9)"),
         (ExponentialMovingAverage(0), "ema(momentum=0.0)", "ExponentialMovingAverage(momentum=0.0)"),
@@ -423,7 +441,7 @@ def test_short_names_are_accepted():
         "max": MaxFusion,
         "mean": MeanFusion,
         "ema": ExponentialMovingAverage,
-        "harmonic": HarmonicMix,
+        "latest": LatestFusion,
         "noisy-or": NoisyOr,
     }
     assert resolve_fusion("ema").momentum == 0.9
@@ -444,13 +462,13 @@ def test_a_users_fusion_is_itself_and_never_has_a_built_in_name():
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        ("median", ValueError, "'ema', 'harmonic', 'max', 'mean', 'noisy-or'.*callable.*got 'median'"),
+        ("median", ValueError, "'ema', 'latest', 'max', 'mean', 'noisy-or'.*callable.*got 'median'"),
+        ("harmonic", ValueError, "got 'harmonic'; mix a mean and a maximum with oaa_lib.harmonic_mix"),
         ("ema(0.5)", ValueError, "got 'ema"),
         ("ema(momentum=half)", ValueError, "got 'ema"),
         ("ema(momentum=1.5)", ValueError, r"momentum in \[0, 1\), got 1.5"),
         (None, TypeError, "callable, got NoneType"),
         (NoisyOr, TypeError, "got the class NoisyOr; pass an instance"),
-        (claiming(latest, num_states=2), TypeError, r"Claiming.*keeps 2 maps.*read\(cumulative\).*got none"),
     ],
 )
 def test_no_fusion(value, error, message):
@@ -484,7 +502,7 @@ def test_what_cannot_be_merged_says_why(fusion, message):
         testing.assert_mergeable(fusion, [torch.zeros(1, 1, 1)])
 
 
-@pytest.mark.parametrize("name", ["max", "mean", "harmonic", "noisy-or"])
+@pytest.mark.parametrize("name", ["max", "mean", "latest", "noisy-or"])
 def test_what_can_be_merged_is_not_refused(name):
     assert merge_refusal(FUSIONS[name]) is None
 

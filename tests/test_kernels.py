@@ -6,12 +6,14 @@ not count:
 
 - views, which move no data (`view`, `select`, `expand`, `detach`, ...),
 - constants: an operator that makes a tensor from no values (`zeros`, `ones_like`, `empty`, `arange`),
-- what happens on the host, and copies from the host to the device (`Kernels.transfers` has the latter).
+- what happens on the host,
+- copies: from the host to the device (`Kernels.transfers`), and from one dtype to another (`Kernels.casts`).
 
 An operator counts once, also where PyTorch launches two kernels for it (`index_add` and `masked_fill` copy first).
 `python tests/test_kernels.py` lists the operators and the lines that ask for them.
 """
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import extract_stack
@@ -38,6 +40,7 @@ class Kernels(TorchDispatchMode):
         super().__init__()
         self.launched: list[tuple[str, str]] = []  # operator, and the line of the library that asked for it
         self.transfers: list[tuple[str, str]] = []
+        self.casts: list[tuple[str, str]] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -47,6 +50,8 @@ class Kernels(TorchDispatchMode):
             sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if is_copy(function) and any(tensor.device.type == "cpu" for tensor in sources):
                 self.transfers.append((str(function), line_of_the_library()))
+            elif name_of(function) == "_to_copy":
+                self.casts.append((str(function), line_of_the_library()))
             else:
                 self.launched.append((str(function), line_of_the_library()))
         return result
@@ -73,7 +78,7 @@ def name_of(function: torch._ops.OpOverload) -> str:
 def line_of_the_library() -> str:
     """The innermost line of `oaa_lib` that is being run."""
     folder = Path(oaa_lib.__file__).parent
-    lines = [frame for frame in extract_stack() if Path(frame.filename).parent == folder]
+    lines = [frame for frame in extract_stack() if folder in Path(frame.filename).parents]
     return f"{Path(lines[-1].filename).name}:{lines[-1].lineno} {lines[-1].line}" if lines else "outside"
 
 
@@ -107,7 +112,7 @@ def mode() -> Iterator[FakeTensorMode]:
     [
         (lambda x: x + 1, 1, 0),
         (lambda x: x.mul_(2).exp(), 2, 0),
-        (lambda x: x.half(), 1, 0),
+        (lambda x: x.half(), 0, 0),
         (lambda x: x.clone(), 1, 0),
         (lambda x: torch.topk(x, 2), 1, 0),
         (lambda x: x.view(2, 8).t()[None, :3].expand(2, -1, -1).unbind(), 0, 0),
@@ -143,6 +148,47 @@ def test_an_update_launches_few_kernels(fusion, limit):
     launched = kernels_of_update(fusion).launched
     listed = "\n".join(f"{name:40} {line}" for name, line in launched)
     assert 5 < len(launched) <= limit, f"expected at most {limit} kernels, got {len(launched)}:\n{listed}"
+
+
+class Memory(TorchDispatchMode):
+    """How many bytes of new tensors are alive at most after an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+def test_an_update_needs_little_memory():
+    """At most twice the float32 maps of the pairs that the batch shows."""
+    labels = torch.ones(BATCH, CLASSES, dtype=torch.bool)
+    accumulator = AttentionAccumulator(labels, (SIDE, SIDE))
+    score_maps, logits = torch.randn(BATCH, CLASSES, SIDE, SIDE), torch.randn(BATCH, CLASSES)
+    with Memory() as memory:
+        accumulator.update(range(BATCH), score_maps, logits)
+    assert score_maps.nbytes < memory.peak <= 2 * score_maps.nbytes  # here all classes are targets
+
+
+def test_memory_is_seen():
+    with Memory() as memory:
+        first = torch.ones(1000)
+        first = first + 1
+        second = first.view(10, 100) * 2
+        del first
+        second.mul_(2)
+    assert memory.peak == 8000
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a user installs: the wheel's content and what the core depends on."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_typed_package_and_nothing_else(wheel):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    expected = [f"oaa_lib/{p.name}" for p in (ROOT / "oaa_lib").iterdir() if p.suffix == ".py" or p.name == "py.typed"]
+    expected = [str(p.relative_to(ROOT)) for p in (ROOT / "oaa_lib").rglob("*") if p.suffix == ".py"]
+    expected.append("oaa_lib/py.typed")
     assert sorted(names) == sorted(expected)
     assert "oaa_lib/py.typed" in names
 
@@ -76,16 +78,46 @@ EXTRAS = {  # of those who use these modules
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "oaa_lib").glob("*.py")), ids=lambda path: path.name)
-def test_the_core_imports_only_what_it_declares(path):
-    modules = set()
+FILES = sorted((ROOT / "oaa_lib").rglob("*.py"))
+
+
+def imported(path):
+    """The modules that a file imports, wherever it does; names that are themselves modules of ours count as such."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            modules |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            modules.add((node.module or "").split(".")[0])
+            assert node.level == 0, path
+            inside = ROOT.joinpath(*node.module.split("."))
+            names = [name.name for name in node.names]
+            modules = [name for name in names if (inside / f"{name}.py").exists() or (inside / name).is_dir()]
+            yield from (f"{node.module}.{name}" for name in modules)
+            if len(modules) < len(names):
+                yield node.module
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_core_imports_only_what_it_declares(path):
+    modules = {module.split(".")[0] for module in imported(path)}
     core = sys.stdlib_module_names | {"torch", "numpy", "typing_extensions", "oaa_lib"}
     assert modules <= core | EXTRAS.get(path.name, set())
+
+
+def test_what_keeps_maps_knows_nothing_of_what_is_above_it():
+    below = [path for path in FILES if path.parent.name == "maps"]
+    assert len(below) > 5
+    for path in below:
+        ours = {module for module in imported(path) if module.split(".")[0] == "oaa_lib"}
+        assert {module for module in ours if not module.startswith("oaa_lib.maps")} == set(), path
+
+
+def test_no_two_modules_need_each_other():
+    graph = {module_of(path): [m for m in imported(path) if m.startswith("oaa_lib.")] for path in FILES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(FILES)  # a circle raises a CycleError
 
 
 def test_importing_the_library_imports_none_of_its_extras():

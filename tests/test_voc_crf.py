@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from crf import dense_crf
-from data import VOCFolder, beside
+from data import VOCFolder, alongside
 from deeplab import build_segmentation_network
 from evaluate import Segmented, probabilities, write_segmentation
 from PIL import Image
@@ -191,7 +191,7 @@ def test_work_beside_is_done_once_each_with_a_bounded_number_in_flight():
     places = 2 * os.cpu_count()
     items = Drawn(range(-5 * places, 0))
     results = []
-    for result in beside(abs, items):
+    for result in alongside(abs, items):
         results.append(result)
         assert items.drawn - len(results) <= places
     assert sorted(results) == list(range(1, 5 * places + 1))
@@ -200,7 +200,7 @@ def test_work_beside_is_done_once_each_with_a_bounded_number_in_flight():
 @pytest.mark.slow
 def test_a_process_that_is_ended_is_told():
     with pytest.raises(SystemExit, match="by a signal or for want of memory; the same command goes on from there"):
-        list(beside(os._exit, [1]))
+        list(alongside(os._exit, [1]))
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,7 @@ def test_an_error_beside_names_the_image_and_the_others_are_kept(tmp_path):
     ]
     write = partial(write_segmentation, out=tmp_path, settings=replace_checked(PAPER.evaluation, CRF))
     with pytest.raises(SystemExit, match=r"c: no label image could be made \(ValueError: expected a photograph"):
-        list(beside(write, iter(images)))
+        list(alongside(write, iter(images)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 

@@ -123,10 +123,9 @@ def accumulators(network: Network, sizes: list[tuple[int, int]], settings: recip
             fusion=fusion,
             gate=settings.gate,
             keys=[f"2007_{row:06}" for row in range(IMAGES)],
-            keep_latest=fusion == "max",
             device=device,
         )
-        for fusion in ("max", "mean")
+        for fusion in train_attention.FUSIONS
     }
 
 
@@ -181,10 +180,10 @@ def test_stage_1(without_gpu, backbone, maps, drop, amp, record_property):
     with FakeTensorMode():
         network = fake_network(build_network, backbone, CLASSES).train()
         sizes, batch = photographs(network, settings.short_side)
-        kept = accumulators(network, sizes, settings, maps)
+        kept, wandering = accumulators(network, sizes, settings, maps), train_attention.Wandering()
 
         def step(optimizer):
-            options = {"amp": amp, "fill": False, "accumulating": Stopwatch()}
+            options = {"amp": amp, "fill": False, "accumulating": Stopwatch(), "wandering": wandering}
             return train_attention.train_step(0, batch, network, optimizer, kept, settings, PROCESS, **options)
 
         values = [value for accumulator in kept.values() for value in accumulator.state_dict().values()]
@@ -192,7 +191,7 @@ def test_stage_1(without_gpu, backbone, maps, drop, amp, record_property):
         told = ("attention", backbone, "bfloat16" if amp else "float32", f"maps on {maps} {size:.2f} GiB")
         transfers = check_step(network, settings, step, told, record_property)
     # maps on the host, as the script has them: each fusion takes three tensors of each of the three parts with labels
-    assert transfers == (0 if maps == "cuda" else 2 * 3 * 3)
+    assert transfers == (0 if maps == "cuda" else 3 * 3 * 3)
     assert kept["max"].offered == kept["mean"].offered == 8  # pairs of the four images that show something
 
 
@@ -212,19 +211,37 @@ def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown
             return CAMOutput(score_maps.mean((-2, -1)), score_maps)
 
     settings = recipes.replace_checked(recipes.SMALL.attention, {"drop": 1.0})
-    kept = {"max": AttentionAccumulator([[1, 0], [0, 1]], (8, 8), gate=None, keep_latest=True, keys=["a", "b"])}
+    options = {"gate": None, "keys": ["a", "b"]}
+    kept = {
+        fusion: AttentionAccumulator([[1, 0], [0, 1]], (8, 8), fusion=fusion, **options)
+        for fusion in train_attention.FUSIONS
+    }
+    wandering = train_attention.Wandering()
     process, network = Process(torch.device("cpu"), 0, 1), LooksLeft()
     views = [View(), View(flip=True)]
     batch = [Part(["a", "b"], views, torch.ones(2, 3, 16, 16), torch.eye(2))]
     optimizer = torch.optim.SGD([{"params": network.parameters(), "multiplier": 1.0}], lr=0.1)
     for step in range(2):
-        options = {"amp": False, "fill": False, "accumulating": Stopwatch()}
+        options = {"amp": False, "fill": False, "accumulating": Stopwatch(), "wandering": wandering}
         train_attention.train_step(step, batch, network, optimizer, kept, settings, process, **options)
     first, second = network.shown
     assert (first == 1).all()
     left = torch.tensor([0.0, 1]).repeat_interleave(8).expand(3, 16, 16)
     assert torch.equal(second, torch.stack([left, left.flip(-1)]))
     assert (batch[0].images == 1).all()
+
+
+def test_wandering_is_the_average_over_the_maps_that_followed_another():
+    wandering = train_attention.Wandering()
+    empty, left, right, both = (torch.tensor([[values]]) for values in ([0.0, 0], [1.0, 0], [0, 1.0], [1.0, 1]))
+    assert np.isnan(wandering.take())
+    before = torch.stack([torch.stack([empty, left]), torch.stack([left, both])]).squeeze(3)
+    after = torch.stack([torch.stack([left, right]), torch.stack([both, both])]).squeeze(3)
+    wandering.add(before, after)  # a first map, another (cosine 0), one half as wide (0.71), and one that stayed
+    assert wandering.take() == pytest.approx(0.5**0.5 / 2)
+    wandering.add(left.expand(1, 1, 1, 2), both.expand(1, 1, 1, 2))
+    wandering.add(left.expand(1, 1, 1, 2), right.expand(1, 1, 1, 2))
+    assert wandering.take() == pytest.approx(0.5**0.5 / 2)
 
 
 @precisions
@@ -296,7 +313,7 @@ def test_a_step_that_waited_or_mixed_devices_would_be_seen(without_gpu, look, er
         network = fake_network(build_network, "vgg16", CLASSES)
         optimizer = make_optimizer(network, settings)
         _, batch = photographs(network, settings.short_side)
-        options = {"amp": False, "fill": False, "accumulating": Stopwatch()}
+        options = {"amp": False, "fill": False, "accumulating": Stopwatch(), "wandering": train_attention.Wandering()}
         with pytest.raises(error):
             train_attention.train_step(0, batch, Waits(network, look), optimizer, {}, settings, PROCESS, **options)
 

@@ -221,18 +221,18 @@ def write_label(path: Path, label: np.ndarray) -> None:
 
 def write_image(path: Path, image: Image.Image) -> None:
     """A PNG that appears whole or not at all."""
-    with appearing(path) as partial:
+    with whole_file(path) as partial:
         image.save(partial, format="PNG")
 
 
 def write_text(path: Path, text: str) -> None:
     """A small file that appears whole or not at all."""
-    with appearing(path) as partial:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of ``path`` once it is complete, and goes if it cannot be completed."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write it
     try:
@@ -243,7 +243,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(what: str, advice: str, *others: type[Exception]) -> Iterator[None]:
+def ends_with(what: str, advice: str, *others: type[Exception]) -> Iterator[None]:
     """End with a sentence where a file cannot be read or written, a full disk included, or at other errors."""
     try:
         yield
@@ -421,7 +421,7 @@ def leave_signals_alone(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def spread(call: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
+def on_all_cores(call: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
     """``[call(item) for item in items]`` on all cores, with a progress bar; ``call`` is a function of a module."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -436,7 +436,7 @@ def spread(call: Callable[[Any], Any], items: Sequence[Any], description: str) -
         return list(tqdm(pool.map(call, items, chunksize=4), total=len(items), desc=description, leave=False))
 
 
-def beside(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def alongside(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """``call(item)`` of each, as they get done, on all cores while this process makes the next ones.
 
     An item is drawn when one of two places for each core is free, so that memory stays flat. Ctrl-C is left to this

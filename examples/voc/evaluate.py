@@ -18,7 +18,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from crf import dense_crf, pydensecrf
-from data import VOCFolder, beside, explained, network_size, read_label, spread, to_tensor, write_label, write_text
+from data import (
+    VOCFolder,
+    alongside,
+    ends_with,
+    network_size,
+    on_all_cores,
+    read_label,
+    to_tensor,
+    write_label,
+    write_text,
+)
 from deeplab import SegmentationNetwork, build_segmentation_network
 from evaluate_cues import absent_classes, no_score, plain
 from PIL import Image
@@ -163,7 +173,7 @@ def main() -> None:
     network.load_state_dict(state["network"])
     network.to(arguments.device, memory_format=torch.channels_last).eval()
 
-    with explained(f"--out {arguments.out}", "choose a folder that can be written to"):
+    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to"):
         arguments.out.mkdir(parents=True, exist_ok=True)
     record, kept = arguments.out / "settings.json", json.loads(json.dumps({"run": run, "settings": vars(settings)}))
     if record.exists() and read_json(record) != kept:
@@ -176,7 +186,7 @@ def main() -> None:
     bar = tqdm(desc=arguments.split, initial=len(names) - len(todo), total=len(names))
     with stop_signal(True) as stop, bar:
         images = segment(network, folder, todo, settings, stop)
-        for _ in beside(write, images) if settings.crf_iterations else map(write, images):
+        for _ in alongside(write, images) if settings.crf_iterations else map(write, images):
             bar.update()
         if stop:
             raise SystemExit(f"stopped after {bar.n} of {len(names)} images; the same command goes on from there")
@@ -193,7 +203,7 @@ def main() -> None:
         print(f"done: {len(names)} label images -> {arguments.out}")
         return
     matrix = ConfusionMatrix(len(classes) + 1)
-    for counts in spread(partial(count, folder=folder, out=arguments.out), masked, "scores"):
+    for counts in on_all_cores(partial(count, folder=folder, out=arguments.out), masked, "scores"):
         matrix.counts += torch.from_numpy(counts)
     truth = matrix.counts.sum(1)
     reason = no_score(truth, arguments.split)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, explained, read_label, spread, write_text
+from data import VOCFolder, ends_with, on_all_cores, read_label, write_text
 from images import DRAWN, load, png
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from oaa_lib import ConfusionMatrix, ThresholdSweep, two_fold
 def sweep_cues(folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, ThresholdSweep]:
     """Two halves of the images, even rows and odd rows, at every threshold; counted on all cores."""
     groups = [range(start, min(start + 16, len(folder))) for start in range(0, len(folder), 16)]
-    parts = spread(partial(sweep_images, folder=folder, maps=maps), groups, str(maps))
+    parts = on_all_cores(partial(sweep_images, folder=folder, maps=maps), groups, str(maps))
     even, odd = ThresholdSweep(len(folder.classes)), ThresholdSweep(len(folder.classes))
     for part in parts:
         even.merge(part[0])
@@ -243,7 +243,7 @@ def main() -> None:
 
     for option, path in (("--json", arguments.json), ("--curve", arguments.curve)):
         if path:
-            with explained(f"{option} {path}", "choose a place that can be written to"):
+            with ends_with(f"{option} {path}", "choose a place that can be written to"):
                 path.parent.mkdir(parents=True, exist_ok=True)
     data = VOCFolder(arguments.voc_root, arguments.split)
     train = VOCFolder(arguments.voc_root, "train") if arguments.threshold_from else data
@@ -277,12 +277,12 @@ def main() -> None:
         print(f"{folder!s:40.40} {data.split:>6} {len(data):6} {score} ({result['ignored']:.1%} of the pixels ignored)")
         results[str(folder)] = result
     if arguments.json:
-        with explained(f"--json {arguments.json}", "the scores are above"):
+        with ends_with(f"--json {arguments.json}", "the scores are above"):
             write_text(arguments.json, json.dumps(results, indent=1))
     if arguments.curve:
         if not arguments.maps:
             parser.error("--curve draws the scores of --maps: give at least one folder")
-        with explained(f"--curve {arguments.curve}", "the scores are above"):
+        with ends_with(f"--curve {arguments.curve}", "the scores are above"):
             draw_curves({str(folder): results[str(folder)] for folder in arguments.maps}, arguments.curve)
     scores = {name: result["mean_iou"] for name, result in results.items() if result["mean_iou"] is not None}
     if not scores:

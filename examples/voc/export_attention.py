@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from data import AttentionImages, VOCFolder, explained, network_size, to_tensor, write_image, write_text
+from data import AttentionImages, VOCFolder, ends_with, network_size, to_tensor, write_image, write_text
 from networks import AttentionNetwork, build_network
 from PIL import Image
 from recipes import add_options, resolve
@@ -54,7 +54,7 @@ def main() -> None:
     accumulator = None
     if arguments.source in ("max", "mean"):
         path = arguments.run / f"{arguments.source}.safetensors"
-        with explained(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
+        with ends_with(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
             accumulator = AttentionAccumulator.load(path, device=arguments.device)
         strangers = [name for name in names if name not in set(accumulator.pairs.keys)]
         if strangers:
@@ -78,7 +78,7 @@ def main() -> None:
             f"{arguments.out} has maps of other settings ({', '.join(differing)}); choose another --out or remove "
             "the folder"
         )
-    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
         arguments.out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
             write_text(record, json.dumps(kept))
@@ -102,7 +102,12 @@ def main() -> None:
             ).mean(0)
         if views.stretch:
             attention = normalize_attention(attention, method="minmax")
-        with explained(f"--out {arguments.out}", "make room, then the same command goes on"):
+        if not attention.isfinite().all():
+            raise SystemExit(
+                f"{name}: the attention is NaN or infinite, so no map is written; has the training diverged, or half "
+                "precision overflowed?"
+            )
+        with ends_with(f"--out {arguments.out}", "make room, then the same command goes on"):
             for path, values in zip(paths, attention.cpu(), strict=True):
                 write_image(path, Image.fromarray((values * 255).round().to(torch.uint8).numpy()))
         written += 1

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, explained, spread, write_label, write_text
+from data import VOCFolder, ends_with, on_all_cores, write_label, write_text
 from evaluate_cues import read_map
 from images import png
 from recipes import Labels, add_options, resolve
@@ -91,11 +91,11 @@ def main() -> None:
         places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
         settings=settings,
     )
-    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps(kept, indent=1))
-    with explained(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
-        ignored = dict(zip(todo, spread(call, todo, "pseudo labels"), strict=True))
+    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
+        ignored = dict(zip(todo, on_all_cores(call, todo, "pseudo labels"), strict=True))
     without = [name for name, share in ignored.items() if share is None]
     if without:
         write_text(arguments.out / "without_saliency.txt", "\n".join(without) + "\n")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import VOC_CLASSES, appearing, explained, write_label, write_text
+from data import VOC_CLASSES, ends_with, whole_file, write_label, write_text
 from images import DRAWN, Look, load, look, photograph, png, turned
 from label_tables import Labelled, read_folder
 from lists import Images, check_classes, listing, read_names, same_form
@@ -251,7 +251,7 @@ def finish(root: Path, texts: dict[Path, str], name: str, negatives: bool = Fals
 
 def link(source: Path, target: Path) -> None:
     """A hard link, or a copy where links cannot be made; the file appears whole or not at all."""
-    with appearing(target) as partial:
+    with whole_file(target) as partial:
         partial.unlink(missing_ok=True)
         try:
             os.link(source.resolve(), partial)
@@ -264,7 +264,7 @@ def place(source: Path, target: Path) -> None:
     seen = look(source)
     if seen.format in ("JPEG", "MPO") and seen.orientation == 1:
         return link(source, target)
-    with appearing(target) as partial:
+    with whole_file(target) as partial:
         photograph(source).save(partial, format="JPEG", quality=95)
 
 
@@ -532,7 +532,7 @@ def main() -> None:
     for name in ("folder", "coco", "masks"):
         of[name].add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
-    with explained(
+    with ends_with(
         f"prepare.py {arguments.run.__name__}", "what is written stays; the same command goes on from there"
     ):
         arguments.run(arguments)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from crf import dense_crf, pydensecrf
-from data import VOCFolder, explained, spread, write_image, write_text
+from data import VOCFolder, ends_with, on_all_cores, write_image, write_text
 from evaluate_cues import read_map
 from PIL import Image
 from recipes import RECIPES
@@ -60,15 +60,15 @@ def main() -> None:
     record = arguments.out / "refinement.json"
     if record.exists() and read_json(record) != kept:
         raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    with explained(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
+    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_text(record, json.dumps(kept))
     shown = [name for name in folder.names if folder.class_ids(name)]
     todo = [name for name in shown if not all(path.exists() for path in places(folder, name, arguments.out))]
     refine = partial(refine_image, folder=folder, arguments=arguments)
-    with explained(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
+    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
         if arguments.method == "crf":
-            seconds = spread(refine, todo, "crf")
+            seconds = on_all_cores(refine, todo, "crf")
         else:
             seconds = [refine(name) for name in tqdm(todo, desc="pamr")]
     told = f" ({np.median(seconds):.3f} s an image, files aside)" if todo else ""

@@ -11,14 +11,14 @@ import math
 from typing import Any
 
 import torch
-from data import AttentionImages, Part, VOCFolder, explained
+from data import AttentionImages, Part, VOCFolder, ends_with
 from networks import build_network
 from optimization import make_optimizer, set_rate
 from recipes import Attention, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from training import (
-    NO_FIT,
+    OTHER_RUN,
     Process,
     Run,
     Stopwatch,
@@ -30,7 +30,13 @@ from training import (
     training_split,
 )
 
-from oaa_lib import AttentionAccumulator, Snapshots, attention_drop
+from oaa_lib import AttentionAccumulator, Snapshots, attention_drop, attention_similarity
+
+FUSIONS = (
+    "max",
+    "mean",
+    "latest",
+)  # the latest for the drop, the pictures of attention wandering, and how fast it does
 
 
 def main() -> None:
@@ -53,7 +59,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         raise SystemExit(f"no image of {folder.split} in {arguments.voc_root} shows a class: nothing to learn")
     run = Run(arguments, settings, folder, process)
     torch.manual_seed(arguments.seed)
-    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+    with ends_with("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
         network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
     images = AttentionImages(
         folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
@@ -67,51 +73,59 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
             fusion=fusion,
             gate=None if settings.gate == "none" else settings.gate,
             keys=folder.names,
-            keep_latest=fusion == "max",  # for the drop, the pictures of attention wandering, and how fast it does
         )
-        for fusion in ("max", "mean")
+        for fusion in FUSIONS
     }
     oaa = accumulators["max"]
     shown = [name for name in folder.names if folder.class_ids(name)]
     watched = shown[:: max(len(shown) // max(arguments.snapshots, 1), 1)][: arguments.snapshots]
     epochs = range(run.epoch_length, settings.iterations + 1, run.epoch_length)
-    snapshots = Snapshots(oaa, watched, [*epochs, settings.iterations])
+    moments = [*epochs, settings.iterations]
+    snapshots = {
+        kind: Snapshots(accumulators[fusion], watched, moments)
+        for kind, fusion in (("cumulative", "max"), ("latest", "latest"))
+    }
 
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+        with ends_with(f"{run.path}/checkpoint.pt", OTHER_RUN, KeyError, RuntimeError, ValueError):
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
             for fusion, accumulator in accumulators.items():
                 accumulator.load_state_dict(saved[fusion])
-            snapshots.load_state_dict(saved["snapshots"])
+            for kind, shots in snapshots.items():
+                shots.load_state_dict({"taken": saved["snapshots"]["taken"], "maps": saved["snapshots"][kind]})
     network = process.wrap(network).train()
 
     def state() -> dict[str, Any]:
         for accumulator in accumulators.values():
             if process.world > 1:
                 accumulator.synchronize()
-        kept = {"network": state_of(network), "optimizer": optimizer.state_dict(), "snapshots": snapshots.state_dict()}
+        kept = {"network": state_of(network), "optimizer": optimizer.state_dict()}
+        kept["snapshots"] = {kind: shots.state_dict()["maps"] for kind, shots in snapshots.items()}
+        kept["snapshots"]["taken"] = list(snapshots["latest"].taken)
         return kept | {fusion: accumulator.state_dict() for fusion, accumulator in accumulators.items()}
 
     last_pass = settings.iterations - math.ceil(len(folder) / settings.batch_size)
     accumulating = Stopwatch()
-    log = Log(oaa, accumulating)
+    wandering = Wandering()
+    log = Log(oaa, accumulating, wandering)
     for step, batch in run.steps(first, images, state):
         fill = settings.fill_empty == "last-epoch" and step >= last_pass
-        options = {"amp": arguments.amp, "fill": fill, "accumulating": accumulating}
+        options = {"amp": arguments.amp, "fill": fill, "accumulating": accumulating, "wandering": wandering}
         loss = train_step(step, batch, network, optimizer, accumulators, settings, process, **options)
-        snapshots.take(step + 1)
+        for shots in snapshots.values():
+            shots.take(step + 1)
         run.log(loss=loss, attention=log)
 
     if settings.fill_empty == "final-model":
         whole = AttentionImages(folder, images, short_side=settings.short_side)  # neither flipped nor jittered
         fill_empty(network, whole, accumulators, settings.normalization, process)
     if process.is_first:
-        for fusion, accumulator in accumulators.items():
-            with explained(f"{run.path}/{fusion}.safetensors", "make room, then the same command writes it"):
-                accumulator.save(run.path / f"{fusion}.safetensors")
+        for fusion in ("max", "mean"):
+            with ends_with(f"{run.path}/{fusion}.safetensors", "make room, then the same command writes it"):
+                accumulators[fusion].save(run.path / f"{fusion}.safetensors")
         total = oaa.statistics()
         print(
             f"done: {settings.iterations} iterations, {oaa.pairs.num_pairs} pairs, "
@@ -132,6 +146,7 @@ def train_step(
     amp: bool,
     fill: bool,
     accumulating: Stopwatch,
+    wandering: "Wandering",
 ) -> Tensor:
     """Learn from a batch and accumulate its attention on the way; returns the loss.
 
@@ -148,6 +163,7 @@ def train_step(
         amp: whether the forward pass is in bfloat16.
         fill: whether pairs that hold nothing accept what the gate refuses.
         accumulating: adds up the time of ``accumulators["max"]``.
+        wandering: is shown the latest attention.
     """
     set_rate(optimizer, settings, step)
     share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
@@ -155,7 +171,8 @@ def train_step(
     for part in batch:  # the images of one shape
         images, labels = (t.to(process.device, non_blocking=True) for t in (part.images, part.targets))
         if settings.drop > 0:
-            latest = accumulators["max"].latest(part.names, part.views).to(process.device, non_blocking=True)
+            latest = accumulators["latest"].soft_labels(part.names, part.views)
+            latest = latest.to(process.device, non_blocking=True)
             images = attention_drop(images, latest, labels, rate=settings.drop, threshold=settings.drop_above)
         with autocast(process, amp):
             out = network(images)  # Eq. 1
@@ -164,6 +181,7 @@ def train_step(
             part_loss.backward()
         loss += part_loss.detach()
         if step >= settings.warm_up:
+            before = accumulators["latest"][part.names]
             for fusion, accumulator in accumulators.items():
                 with accumulating if fusion == "max" else Stopwatch():
                     accumulator.update(  # Eq. 2, and Eq. 4 with Eq. 5 or 10
@@ -174,16 +192,37 @@ def train_step(
                         normalization=settings.normalization,
                         fill_empty=fill,
                     )
+            wandering.add(before, accumulators["latest"][part.names])
     optimizer.step()
     optimizer.zero_grad()
     return loss
 
 
+class Wandering:
+    """How similar the maps that pairs accept are to the ones before, on average; 1: attention stands still."""
+
+    def __init__(self) -> None:
+        self.total, self.number = torch.zeros(()), torch.zeros(())
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Count the latest attention (B, C, h, w) before and after an update, where it is another."""
+        similarity = attention_similarity(before, after)  # NaN where there was none before
+        accepted = (before != after).flatten(2).any(2) & ~similarity.isnan()
+        self.total = self.total.to(before.device) + similarity.where(accepted, 0).sum()
+        self.number = self.number.to(before.device) + accepted.sum()
+
+    def take(self) -> float:
+        """The average since it was last taken; NaN if there was nothing."""
+        average = (self.total / self.number).item()
+        self.total, self.number = torch.zeros(()), torch.zeros(())
+        return average
+
+
 class Log:
     """What decides whether accumulation pays, since it was last asked for."""
 
-    def __init__(self, accumulator: AttentionAccumulator, accumulating: Stopwatch) -> None:
-        self.accumulator, self.accumulating = accumulator, accumulating
+    def __init__(self, accumulator: AttentionAccumulator, accumulating: Stopwatch, wandering: Wandering) -> None:
+        self.accumulator, self.accumulating, self.wandering = accumulator, accumulating, wandering
         self.offered, self.accepted = accumulator.offered, accumulator.accepted
 
     def __call__(self) -> dict[str, float]:
@@ -193,13 +232,11 @@ class Log:
         rate = (accepted - self.accepted) / max(offered - self.offered, 1)
         self.offered, self.accepted = offered, accepted
         seconds, self.accumulating.seconds = self.accumulating.seconds, 0.0
-        similarity = self.accumulator.similarity
-        twice = self.accumulator.counts >= 2
         return {
             "gate_pass_rate": rate,
             "pairs_empty": int(statistics.never_accumulated.sum()),
             "maps_skipped": int(statistics.skipped.sum()),
-            "similarity": similarity[twice].mean().item(),  # of a pair's two latest accepted maps; 1: it stands still
+            "similarity": self.wandering.take(),
             "accumulation_seconds": seconds,
         }
 

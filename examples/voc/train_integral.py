@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import AttentionImages, Part, VOCFolder, explained
+from data import AttentionImages, Part, VOCFolder, ends_with
 from networks import build_network
 from optimization import make_optimizer, set_rate
 from recipes import Integral, add_options, resolve
 from torch import Tensor
-from training import NO_FIT, Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
+from training import OTHER_RUN, Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
 
 from oaa_lib import AttentionAccumulator, hybrid_loss, multilabel_cross_entropy
-from oaa_lib.pairs import PairTable
+from oaa_lib.maps.pairs import PairTable
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
     if not arguments.maps.exists():
         raise SystemExit(f"{arguments.maps} does not exist; run train_attention.py to its end first (--maps)")
-    with explained(f"--maps {arguments.maps}", "expected a file that train_attention.py wrote", ValueError):
+    with ends_with(f"--maps {arguments.maps}", "expected a file that train_attention.py wrote", ValueError):
         accumulator = AttentionAccumulator.load(arguments.maps)
         difference = PairTable.from_labels(folder.labels, folder.names).difference(accumulator.pairs)
     if difference is not None:
@@ -50,7 +50,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         )
     run = Run(arguments, settings, folder, process)
     torch.manual_seed(arguments.seed)
-    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+    with ends_with("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
         network = build_network(arguments.backbone, len(folder.classes), arguments.weights)
     images = AttentionImages(
         folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
@@ -60,7 +60,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+        with ends_with(f"{run.path}/checkpoint.pt", OTHER_RUN, KeyError, RuntimeError, ValueError):
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
     network = process.wrap(network).train()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import Part, Sample, VOCFolder, explained, read_label, to_tensor
+from data import Part, Sample, VOCFolder, ends_with, read_label, to_tensor
 from deeplab import SegmentationNetwork, build_segmentation_network
 from images import png
 from optimization import make_optimizer, set_rate
@@ -22,7 +22,7 @@ from recipes import Segmentation, add_options, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from training import NO_FIT, Process, Run, add_arguments, autocast, join, state_of, training_split
+from training import OTHER_RUN, Process, Run, add_arguments, autocast, join, state_of, training_split
 
 from oaa_lib import View
 
@@ -115,7 +115,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     chosen = max(round(settings.proportion * len(labelled)), 1)  # Table 3: drawn at random, by the seed
     folder.names = sorted(random.Random(f"proportion/{arguments.seed}").sample(labelled, chosen))
     torch.manual_seed(arguments.seed)
-    with explained("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
+    with ends_with("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
         network = build_segmentation_network(arguments.backbone, len(folder.classes) + 1, arguments.weights)
     geometry = network.geometry
     fitting = geometry.side(settings.crop)
@@ -128,7 +128,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     first, saved = 0, run.load()
     if saved is not None:
         first = saved["step"]
-        with explained(f"{run.path}/checkpoint.pt", NO_FIT, KeyError, RuntimeError, ValueError):
+        with ends_with(f"{run.path}/checkpoint.pt", OTHER_RUN, KeyError, RuntimeError, ValueError):
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
     network: Any = process.wrap(network).train()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import Sample, VOCFolder, explained, make_loader, write_text
+from data import Sample, VOCFolder, ends_with, make_loader, write_text
 from lists import read_text
 from networks import BACKBONES
 from torch import nn
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-NO_FIT = "it is of other images, labels or settings; choose another --out or remove the folder"
+OTHER_RUN = "it is of other images, labels or settings; choose another --out or remove the folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +174,7 @@ class Run:
 
     def _bind(self, commit: str | None) -> None:
         file = self.path / "settings.json"
-        with explained(f"--out {self.path}", "choose a folder that can be written to, or make room"):
+        with ends_with(f"--out {self.path}", "choose a folder that can be written to, or make room"):
             self.path.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 return write_text(file, json.dumps(self.settings | {"commit": commit}, indent=1))
@@ -257,7 +257,7 @@ class Run:
         self._started, self._values = time.perf_counter(), []
         if self.process.is_first:
             advice = "the last checkpoint is whole, and the same command goes on from it"
-            with explained(f"{self.path}/log.csv", advice), open(self.path / "log.csv", "a", newline="") as file:
+            with ends_with(f"{self.path}/log.csv", advice), open(self.path / "log.csv", "a", newline="") as file:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 if file.tell() == 0:
                     writer.writeheader()

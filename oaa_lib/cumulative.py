@@ -1,0 +1,244 @@
+"""Reading cumulative attention: soft labels, attention, counts; and keeping it: states and files."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from oaa_lib.fusion import Fuse, Fusion, OwnFusion
+from oaa_lib.gating import Gate, gate_name
+from oaa_lib.growing import resize
+from oaa_lib.maps import state
+from oaa_lib.maps.coding import decode
+from oaa_lib.maps.files import PathLike, write_file
+from oaa_lib.maps.mapped import MappedStore
+from oaa_lib.maps.pairs import IntArray, PairTable
+from oaa_lib.maps.store import Store, to_device
+from oaa_lib.statistics import Statistics
+from oaa_lib.views import Views, check_views, flips_only, into_view, mirror, sample
+
+Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
+
+
+class CumulativeAttention:
+    """The cumulative attention maps of a data set, to be read, saved and restored. See `AttentionAccumulator`."""
+
+    gate: Gate | None
+    _fusion: Fusion
+    _store: Store
+
+    @property
+    def fusion(self) -> Fuse:
+        """The fusion: a built-in one, or yours."""
+        return self._fusion.own if isinstance(self._fusion, OwnFusion) else self._fusion
+
+    @property
+    def pairs(self) -> PairTable:
+        """Who owns the maps."""
+        return self._store.layout.pairs
+
+    @property
+    def map_size(self) -> tuple[int, int] | IntArray:
+        """(H, W) of every map, or (N, 2) int64 if every image has a size of its own."""
+        return self._store.layout.map_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the maps live."""
+        return self._store.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How the maps are stored."""
+        return self._store.tensors["maps"].dtype
+
+    # How much there is
+
+    @property
+    def accumulated(self) -> Tensor:
+        """(N, C) bool on `device`: pairs that hold something."""
+        return self.counts > 0
+
+    @property
+    def counts(self) -> Tensor:
+        """(N, C) int32 on `device`: how many maps each pair has accepted; 0 for classes the image does not show."""
+        counts = self._store.tensors["counts"]
+        dense = counts.new_zeros(self.pairs.num_images, self.pairs.num_classes)
+        images, classes = (to_device(self.device, each) for each in (self.pairs.images(), self.pairs.classes))
+        return dense.index_put_((images, classes), counts)
+
+    @property
+    def skipped(self) -> int:
+        """How many maps were refused because they or their gating scores were not finite. Waits for the device."""
+        return int(self._store.tensors["skipped"].sum())
+
+    @property
+    def offered(self) -> int:
+        """How many maps `update` has been offered."""
+        return int(self._store.numbers["offered"].sum())
+
+    @property
+    def accepted(self) -> int:
+        """How many maps were fused. Waits for the device."""
+        return int(self._store.tensors["counts"].sum())
+
+    def statistics(self) -> Statistics:
+        """What has happened so far, per class, on the host. Waits for the device, once.
+
+        Example:
+            >>> import torch
+            >>> from oaa_lib import AttentionAccumulator
+            >>> accumulator = AttentionAccumulator([[1, 0], [1, 1]], (7, 7), gate=None)
+            >>> accumulator.update([1], torch.rand(1, 2, 7, 7)).statistics().never_accumulated
+            tensor([1, 0])
+        """
+        counts, skipped = self._store.tensors["counts"], self._store.tensors["skipped"]
+        classes = to_device(self.device, self.pairs.classes)
+        accepted, empty = (
+            torch.zeros_like(skipped).index_add_(0, classes, values.long()) for values in (counts, counts == 0)
+        )
+        accepted, skipped, empty = torch.stack([accepted, skipped, empty]).cpu()
+        pairs = torch.from_numpy(np.bincount(self.pairs.classes, minlength=self.pairs.num_classes))
+        return Statistics(torch.from_numpy(self._store.numbers["offered"].copy()), accepted, skipped, pairs, empty)
+
+    def __len__(self) -> int:
+        return self.pairs.num_images
+
+    def __repr__(self) -> str:
+        size = self.map_size if isinstance(self.map_size, tuple) else "one of every image"
+        return (
+            f"{type(self).__name__}({self.pairs.num_images} images, {self.pairs.num_classes} classes, "
+            f"{self.pairs.num_pairs} pairs, map_size={size}, fusion={self._fusion.name!r}, "
+            f"gate={gate_name(self.gate)!r}, dtype={self.dtype}, device={self.device})"
+        )
+
+    # The maps
+
+    def __getitem__(self, indices: Indices) -> Tensor:
+        """Soft labels of a batch of whole images, see `soft_labels`: (B, C, H, W) float32 in [0, 1] on `device`.
+
+        Example:
+            >>> from oaa_lib import AttentionAccumulator
+            >>> AttentionAccumulator([[1, 0], [1, 1]], (7, 7))[[1, 0, 1]].shape
+            torch.Size([3, 2, 7, 7])
+        """
+        return self.soft_labels(indices)
+
+    def classes(self, index: int | str) -> Tensor:
+        """(K,) int64 on the host: the classes of one image, in the order of `attention`."""
+        return torch.from_numpy(self.pairs.select(self.pairs.positions([index])).classes)
+
+    def attention(self, index: int | str) -> Tensor:
+        """(K, H, W) float32 in [0, 1] on `device`: the cumulative attention of one image's classes."""
+        images = self.pairs.positions([index])
+        return self._maps(self.pairs.select(images).rows, self._store.layout.size_of(images))
+
+    @torch.no_grad()
+    def soft_labels(
+        self, indices: Indices, views: Views | None = None, *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Cumulative attention of a batch as its views show it, to train the integral model with augmentation.
+
+        Args:
+            indices: (B,) rows of ``labels``, or names if ``keys`` were given; on the host.
+            views: one `View` for each image, see `AttentionAccumulator.update`. None: the whole images.
+            size: (h, w) of the result, read bilinearly (``align_corners=False``). None: ``map_size``.
+
+        Returns:
+            (B, C, h, w) float32 in [0, 1] on `device`; 0 for classes an image does not show, and outside the image.
+
+        Raises:
+            ValueError: images with sizes of their own and no ``size``, views that do not fit the batch.
+            IndexError, KeyError: an index or name the data set does not have.
+
+        Example:
+            >>> from oaa_lib import AttentionAccumulator, View
+            >>> accumulator = AttentionAccumulator([[1, 0], [1, 1]], (7, 7))
+            >>> accumulator.soft_labels([1], [View(0, 0, 0.5, 0.5)], size=(14, 14)).shape
+            torch.Size([1, 2, 14, 14])
+
+        Source: paper, section 3.3.
+        """
+        images = self.pairs.positions(indices)
+        boxes = None if views is None else check_views(views, len(images))
+        size = self._store.layout.size_of(images) if size is None else _checked_size(size)
+        pairs = self.pairs.select(images)
+        dense = torch.zeros(len(images), self.pairs.num_classes, *size, device=self.device)
+        for stored_size, members in self._store.layout.group(images[pairs.positions]):
+            positions, classes = pairs.positions[members], pairs.classes[members]
+            maps = self._maps(pairs.rows[members], stored_size)
+            if boxes is None or flips_only(boxes):
+                maps = resize(maps if boxes is None else mirror(maps, boxes[positions]), size)
+            else:
+                maps = sample(maps, into_view(boxes[positions], size))[0].clamp(max=1)
+            dense.index_put_((to_device(self.device, positions), to_device(self.device, classes)), maps)
+        return dense
+
+    def _maps(self, rows: IntArray, size: tuple[int, int]) -> Tensor:
+        """(K, H, W) float32 maps of one size."""
+        return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"])
+
+    # Keeping it
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps.
+
+        `torch.distributed.checkpoint` takes it as it is; call `AttentionAccumulator.synchronize` before saving with
+        that.
+        """
+        return {**self._store.state(), **state.describe(self._store.layout, self._fusion.name)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of the same data set; a copy is taken.
+
+        Raises:
+            ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
+                nothing is changed then.
+        """
+        missing = {*self._store.kept, *state.OWNERS} - set(state_dict)
+        if missing:
+            raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
+        try:
+            owners = state.read(state_dict)
+        except state.FOREIGN as error:
+            raise ValueError(
+                f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
+            ) from error
+        self._take("the state", state_dict, owners)
+
+    def _take(self, what: str, state_dict: Mapping[str, Any], owners: state.Owners) -> None:
+        state.fit(what, state_dict, owners, self._store.layout, self._store.kept, self._fusion.name)
+        base = {name: state_dict[f"base_{name}"] for name in state.BASES if f"base_{name}" in state_dict}
+        self._store.replace(state_dict, base)
+
+    def save(self, path: PathLike) -> None:
+        """Write everything to one file (the layout of safetensors, no pickle). It appears whole or not at all.
+
+        Args:
+            path: where; an existing file is replaced only once the new one is complete.
+
+        Raises:
+            ValueError: these maps live in the file at ``path``, where they are kept anyway.
+        """
+        if isinstance(self._store, MappedStore) and self._store.is_at(path):
+            raise ValueError(f"expected another path than {os.fspath(path)}: the maps live there, and are kept already")
+        arrays = {name: value.cpu().numpy() for name, value in self._store.state().items()}
+        layout, fusion = self._store.layout, self._fusion.name
+        write_file(path, {**arrays, **state.arrays_of(layout)}, state.plain_of(layout, fusion, gate_name(self.gate)))
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if (
+        isinstance(size, str)
+        or not isinstance(size, Sequence)
+        or not all(isinstance(n, (int, np.integer)) for n in size)
+    ):
+        raise TypeError(f"expected size as two integers (h, w), got {size!r}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"expected size (h, w) of at least (1, 1), got {tuple(size)}")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,229 @@
+"""A store whose values live in a file, mapped into memory, and survive the process."""
+
+import importlib.util
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oaa_lib.maps import files, state
+from oaa_lib.maps.files import Arrays, PathLike, array_at, as_bytes, blaming
+from oaa_lib.maps.journal import Span, note, replay
+from oaa_lib.maps.layout import MapLayout
+from oaa_lib.maps.store import Change, Kept, Rows, Store
+
+# Windows has no fcntl: there a second process on one file goes unnoticed.
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+JOURNAL_BYTES = 1 << 22
+BLOCK = 1 << 20  # pixels that `reset` and `replace` write at a time
+
+
+class MappedStore(Store):
+    """What the pairs keep, in a file.
+
+    What is about to change is written into the file's journal first. The process may be killed at any moment: whoever
+    opens the file next repeats what was noted.
+
+    Args:
+        path: where.
+        layout: who owns the maps, and how large each one is.
+        kept: all that is kept, by name.
+        fusion: the fusion's name.
+        gate: the gate's name.
+        resume: go on with the file if there is one.
+
+    Raises:
+        FileExistsError: there is a file, and no ``resume``.
+        ValueError: another kind of file, a damaged one, or one of other owners or kinds; it stays as it is.
+        BlockingIOError: another process has locked the file.
+        OSError: the disk is full, the folder is missing.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        layout: MapLayout,
+        kept: Mapping[str, Kept],
+        fusion: str,
+        gate: str | None,
+        *,
+        resume: bool,
+    ) -> None:
+        pixels = layout.largest_map * sum(each.dtype.itemsize for each in kept.values() if each.per == "pixel")
+        self._largest_change = pixels + 32 * layout.pairs.num_classes + 1024  # of one pair, and room for the totals
+        if not (resume and os.path.exists(path)):
+            self._create(
+                path, state.expected(layout, kept), state.plain_of(layout, fusion, gate), state.arrays_of(layout)
+            )
+        self._file = open(path, "r+b")  # noqa: SIM115 (stays open: it holds the lock)
+        weakref.finalize(self, self._file.close)
+        with blaming(path):
+            self._entries, plain = files.parse(self._file)
+            if not {"journal", "recorded"} <= set(self._entries):
+                raise ValueError("it was written by save(); read it with AttentionAccumulator.load")
+            self._content = np.frombuffer(mmap.mmap(self._file.fileno(), 0), dtype=np.uint8)
+            arrays = {name: array_at(self._content, entry) for name, entry in self._entries.items()}
+            self._journal, self._recorded = arrays.pop("journal"), arrays.pop("recorded")
+            journal = (self._journal.dtype, self._journal.ndim, self._recorded.dtype, self._recorded.shape)
+            if journal != (np.dtype(np.uint8), 1, np.dtype(np.int64), (1,)):
+                raise ValueError("its journal is damaged")
+            found = state.from_file(arrays, plain)
+            owners = state.read(found)
+        state.fit(os.fspath(path), found, owners, layout, kept, fusion)
+        self._lock()
+        tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
+        self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
+        self.look()
+
+    def _create(self, path: PathLike, shapes: files.Shapes, plain: dict[str, Any], fixed: Arrays) -> None:
+        """Make a file of zeros with the owners filled in; its disk space is reserved."""
+        shapes = {**shapes, **{name: (array.dtype, array.shape) for name, array in fixed.items()}}
+        shapes["recorded"] = (np.dtype(np.int64), (1,))
+        shapes["journal"] = (np.dtype(np.uint8), (max(JOURNAL_BYTES, 2 * self._largest_change),))
+        header, entries = files.plan(shapes, plain, checked=False)
+        with files.replacing(path, new=True) as file:
+            size = max(entry.stop for entry in entries.values())
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # met later, a full disk would end the process
+            else:
+                file.truncate(size)
+            file.write(header)
+            for name, array in fixed.items():
+                file.seek(entries[name].start)
+                file.write(as_bytes(array).data)
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, and repeat what one that was killed had noted."""
+        self._claim()
+        with blaming(self._file.name):
+            if len(self._journal) < 2 * self._largest_change:
+                raise ValueError("its journal is too short")
+            _repeat(self._content, self._entries)
+        self._recorded[0] = 0
+
+    def _claim(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BlockingIOError(
+                    f"{self._file.name} is in use by another process; give every process a path of its own"
+                ) from error
+
+    def is_at(self, path: PathLike) -> bool:
+        """Whether a path leads to this file."""
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
+
+    def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
+        """Make changes, as one step if the journal has room for all of them; else whole pairs, and the totals last.
+
+        Raises:
+            BlockingIOError: the file is in use by another process; it stays as it is.
+        """
+        totals = dict(numbers or {})
+        of_pairs = []
+        for change in changes:
+            if any(self.kept[name].per == "class" for name in (*change.values, *change.raised)):
+                self._count(change, totals)
+            else:
+                now = self.read(list(change.raised), change.rows, change.size)
+                raised = {name: now[name] + amounts.to(now[name].dtype) for name, amounts in change.raised.items()}
+                of_pairs.append(change._replace(values={**change.values, **raised}, raised={}))
+        spans = [Span(name, np.zeros(1, dtype=np.int64), values[None]) for name, values in totals.items()]
+        parts = list(self._parts(of_pairs, len(self._journal) - sum(span.room for span in spans)))
+        for part in parts:
+            last = part is parts[-1]
+            self._note([*self._spans(part), *(spans if last else [])])
+            self._apply(part, totals if last else {})
+            self._recorded[0] = 0
+
+    def _count(self, change: Change, totals: Arrays) -> None:
+        """Put into ``totals`` what a change makes of the tallies of classes; several may change the same one."""
+        for name, values in change.values.items():
+            totals[name] = self.tensors[name].index_copy(0, change.rows.tensor, values).numpy()
+        for name, amounts in change.raised.items():
+            so_far = torch.from_numpy(totals[name]) if name in totals else self.tensors[name]
+            totals[name] = so_far.index_add(0, change.rows.tensor, amounts.to(so_far.dtype)).numpy()
+
+    def _note(self, spans: Sequence[Span]) -> None:
+        self._claim()  # again, for the system unlocks a file once its process closes it anywhere, as after a `load`
+        begin = {name: entry.start for name, entry in self._entries.items()}
+        self._recorded[0] = note(self._journal, spans, begin)  # from here on the changes are sure to happen
+
+    def _apply(self, changes: Sequence[Change], totals: Arrays) -> None:
+        super().write(changes, {name: values for name, values in totals.items() if name in self.numbers})
+        for name in totals.keys() & self.tensors.keys():
+            self.tensors[name].copy_(torch.from_numpy(totals[name]))
+
+    def _parts(self, changes: Sequence[Change], capacity: int) -> Iterator[list[Change]]:
+        """Changes in parts that fit the journal; what belongs to one pair stays together. At least one part."""
+        part: list[Change] = []
+        left = capacity
+        for rows, size, values, _ in changes:
+            row_bytes = sum(value.shape[1:].numel() * value.element_size() + 8 for value in values.values())
+            heads, start = 16 * len(values), 0
+            while start < len(rows.numbers):
+                if left < row_bytes + heads:
+                    yield part
+                    part, left = [], capacity
+                chosen = slice(start, start + (left - heads) // row_bytes)
+                piece = Rows(rows.numbers[chosen], rows.tensor[chosen])
+                part.append(Change(piece, size, {name: value[chosen] for name, value in values.items()}))
+                left -= len(piece.numbers) * row_bytes + heads
+                start += len(piece.numbers)
+        yield part
+
+    def _spans(self, changes: Sequence[Change]) -> Iterator[Span]:
+        for rows, _, values, _ in changes:
+            for name, value in values.items():
+                tensor = self.tensors[name]
+                if self.kept[name].per == "pixel" and self.layout.starts is not None:
+                    starts = self.layout.starts[rows.numbers]
+                else:
+                    starts = rows.numbers * math.prod(tensor.shape[1:])
+                yield Span(name, (starts * tensor.element_size()).astype(np.int64), value.numpy())
+
+    def reset(self) -> None:
+        """Forget everything, pair after pair; the totals last."""
+        empty = {name: torch.zeros(each.shape(self.layout), dtype=each.dtype) for name, each in self.kept.items()}
+        self.replace(empty, {})
+
+    def replace(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+        """Take over copies of another store's values, pair after pair; the totals last."""
+        of_pairs = {name: values[name].cpu() for name, each in self.kept.items() if each.per in ("pixel", "pair")}
+        for rows, size in self.blocks(BLOCK):
+            new = {name: self._read(tensor, self.kept[name].per, rows, size) for name, tensor in of_pairs.items()}
+            self.write([Change(rows, size, new)])
+        self.write([], {name: values[name].cpu().numpy() for name in self.kept.keys() - of_pairs.keys()})
+        self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
+        self.look()
+
+
+def read(path: PathLike) -> dict[str, Any]:
+    """A copy of the state in a file, whether `files.write_file` wrote it or it is a `MappedStore`'s.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or a damaged one.
+    """
+    with open(path, "rb") as file, blaming(path):
+        entries, plain = files.parse(file)
+        file.seek(0)
+        content = np.fromfile(file, dtype=np.uint8)
+        if "checksum" in entries:
+            files.verify(content, entries.pop("checksum"))
+        else:
+            _repeat(content, entries)
+        return state.from_file({name: array_at(content, entry).copy() for name, entry in entries.items()}, plain)
+
+
+def _repeat(content: files.Bytes, entries: dict[str, files.Entry]) -> None:
+    """Make the changes that a killed process had noted."""
+    journal, end = array_at(content, entries["journal"]), int(array_at(content, entries["recorded"])[0])
+    replay(content, journal, end, min(entry.start for entry in entries.values()))

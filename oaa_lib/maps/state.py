@@ -1,0 +1,140 @@
+"""What the state of an accumulator holds, as a dictionary or in a file, and the one check whether it fits.
+
+A state can claim anything: whatever it says is checked before it is believed.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oaa_lib.maps.coding import DTYPES
+from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
+from oaa_lib.maps.layout import MapLayout
+from oaa_lib.maps.pairs import PairTable
+from oaa_lib.maps.store import Kept
+
+__all__ = ["BASES", "FOREIGN", "OWNERS"]
+BASES = ("maps", "missed")  # of which a state holds what they were at the last synchronize
+OWNERS = ("offsets", "classes", "num_classes", "keys", "map_size", "fusion")  # beside what a store keeps
+
+
+class Owners(NamedTuple):
+    """Whose maps a state holds.
+
+    Attributes:
+        layout: the pairs and the sizes of their maps.
+        fusion: the name of the fusion that they were made with.
+    """
+
+    layout: MapLayout
+    fusion: str
+
+
+def describe(layout: MapLayout, fusion: str) -> dict[str, Any]:
+    """Whose maps a state holds, as its entries; copies, since some loaders write into what they are given."""
+    return {
+        "offsets": torch.tensor(layout.pairs.offsets),
+        "classes": torch.tensor(layout.pairs.classes),
+        "num_classes": layout.pairs.num_classes,
+        "keys": layout.pairs.keys,
+        "map_size": list(layout.size) if layout.size else torch.tensor(layout.sizes),
+        "fusion": fusion,
+    }
+
+
+def read(state: Mapping[str, Any]) -> Owners:
+    """Whose maps a state holds.
+
+    Raises:
+        Exception: what numpy and Python raise for entries of another kind, or ValueError for such as cannot be true.
+    """
+    offsets, classes, num_classes = np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"]
+    counts = np.diff(offsets)
+    if offsets.ndim != 1 or offsets[0] != 0 or offsets[-1] != len(classes) or (counts < 0).any():
+        raise ValueError("its offsets do not fit its classes")
+    if type(num_classes) is not int or num_classes < 1:
+        raise ValueError(f"expected num_classes as an integer of at least 1, got {num_classes!r}")
+    cells = np.repeat(np.arange(len(counts)), counts) * num_classes + classes
+    if classes.min() < 0 or classes.max() >= num_classes or (np.diff(cells) <= 0).any():
+        raise ValueError("its classes are out of range or out of order")
+    layout = MapLayout(PairTable(offsets, classes, num_classes, state["keys"]), state["map_size"])
+    pixels = np.prod(layout.map_size, axis=-1, dtype=np.float64) * (1 if layout.size else counts)
+    if pixels.max() > state["maps"].numel():
+        raise ValueError("its maps are smaller than its map size")
+    if state["maps"].dtype not in DTYPES:
+        raise ValueError(f"its maps are {state['maps'].dtype}")
+    return Owners(layout, str(state["fusion"]))
+
+
+def fit(
+    what: str, state: Mapping[str, Any], owners: Owners, layout: MapLayout, kept: Mapping[str, Kept], fusion: str
+) -> None:
+    """Whether a state can be gone on with: the same owners, the same fusion, everything of the expected kind.
+
+    Args:
+        what: the state, for the message.
+        state: the entries.
+        owners: whose maps it holds, see `read`.
+        layout: whose maps are expected.
+        kept: what is expected.
+        fusion: the name of the expected fusion.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    belongs(what, owners, layout, fusion)
+    wanted = {name: (each.dtype, each.shape(layout)) for name, each in kept.items()}
+    bases = {f"base_{name}": wanted[name] for name in BASES if f"base_{name}" in state}
+    for name, (dtype, shape) in {**wanted, **bases}.items():
+        found = state.get(name)
+        if not isinstance(found, Tensor) or (found.dtype, tuple(found.shape)) != (dtype, shape):
+            arrived = f"{tuple(found.shape)} and {found.dtype}" if isinstance(found, Tensor) else repr(found)
+            raise ValueError(
+                f"{what} has another dtype or size: expected {name} of shape {shape} and {dtype}, got {arrived}; build "
+                "the accumulator with the dtype of the state"
+            )
+
+
+def belongs(what: str, owners: Owners, layout: MapLayout, fusion: str) -> None:
+    """Raise a ValueError where the owners or the fusion are others."""
+    difference = layout.difference(owners.layout)
+    if difference is None and fusion != owners.fusion:
+        difference = f"expected fusion {fusion!r}, got {owners.fusion!r}"
+    if difference is not None:
+        raise ValueError(f"{what} belongs to another data set or setting: {difference}")
+
+
+# In a file
+
+
+def expected(layout: MapLayout, kept: Mapping[str, Kept]) -> Shapes:
+    """What arrays a file holds, by name."""
+    return {n: (np.dtype(str(each.dtype).removeprefix("torch.")), each.shape(layout)) for n, each in kept.items()}
+
+
+def arrays_of(layout: MapLayout) -> Arrays:
+    """Whose maps a file holds, as arrays."""
+    keys = np.frombuffer(json.dumps(layout.pairs.keys).encode(), dtype=np.uint8)
+    owners: Arrays = {"offsets": layout.pairs.offsets, "classes": layout.pairs.classes, "keys": keys}
+    return owners if layout.sizes is None else {**owners, "map_size": layout.sizes}
+
+
+def plain_of(layout: MapLayout, fusion: str, gate: str | None) -> dict[str, Any]:
+    """What else a file says, as plain values."""
+    return {"num_classes": layout.pairs.num_classes, "fusion": fusion, "gate": gate, "map_size": layout.size}
+
+
+def from_file(arrays: Arrays, plain: dict[str, Any]) -> dict[str, Any]:
+    """The state that a file holds; raises what Python does where an entry is missing or of another kind."""
+    return {
+        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        "num_classes": plain["num_classes"],
+        "keys": json.loads(arrays["keys"].tobytes()),
+        "map_size": arrays["map_size"] if plain["map_size"] is None else plain["map_size"],
+        "fusion": str(plain["fusion"]),
+        "gate": plain.get("gate"),
+    }

@@ -1,0 +1,202 @@
+"""What the pairs of a data set keep: named tensors, read and written by rows."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from oaa_lib.maps.layout import MapLayout
+from oaa_lib.maps.pairs import IntArray
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+@runtime_checkable
+class Joint(Protocol):
+    """How the cumulative maps of two streams become one; a fusion says so."""
+
+    @property
+    def reduction(self) -> Literal["max", "mean", "latest"] | None:
+        """The all-reduce that does it for many processes, if one does."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why two streams cannot become one; None if they can."""
+
+    def join(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
+        """One stored map of each pair from two, and from how often each of their pixels was seen."""
+
+
+class Kept(NamedTuple):
+    """One kind of value that is kept. Its shape, its reset, its part of a state and its merging follow from this.
+
+    Attributes:
+        dtype: of the values.
+        per: what has a value of its own: each pixel of a map, each pair, each class; or each class has two.
+        joined: how the values of two streams become one: ``"sum"``, a `Joint`, or None for what is no part of a stream.
+        on_host: whether the host keeps it wherever the maps live, so that reading it never waits for a device.
+    """
+
+    dtype: torch.dtype
+    per: Literal["pixel", "pair", "class", "class twice"]
+    joined: Literal["sum"] | Joint | None
+    on_host: bool = False
+
+    def shape(self, layout: MapLayout) -> tuple[int, ...]:
+        """Of the tensor that holds all values."""
+        pairs, classes = layout.pairs.num_pairs, layout.pairs.num_classes
+        return {"pixel": layout.shape, "pair": (pairs,), "class": (classes,), "class twice": (2, classes)}[self.per]
+
+
+class Rows(NamedTuple):
+    """Rows of a `Store`: as int64 numpy on the host and as an int64 tensor on the device of the maps."""
+
+    numbers: IntArray
+    tensor: Tensor
+
+
+class Change(NamedTuple):
+    """What happens to the rows of some pairs, or of some classes.
+
+    Attributes:
+        rows: K of them, each once; where nothing has new ``values`` the same one may occur again.
+        size: (H, W) of their maps, if ``values`` has any.
+        values: new values by name, (K,) or (K, H, W).
+        raised: by how much tallies rise, by name, (K,).
+    """
+
+    rows: Rows
+    size: tuple[int, int]
+    values: Mapping[str, Tensor]
+    raised: Mapping[str, Tensor] = {}
+
+
+class Store:
+    """What the pairs keep, in memory.
+
+    Args:
+        layout: who owns the maps, and how large each one is.
+        kept: all that is kept, by name.
+        device: where.
+
+    Attributes:
+        tensors: by name.
+        numbers: by name, what the host keeps.
+        base: what a mean was when all processes last held the same (see `processes`); empty if they never did.
+        partial: whether some accepted map did not show all of its image.
+    """
+
+    def __init__(self, layout: MapLayout, kept: Mapping[str, Kept], device: torch.device | str = "cpu") -> None:
+        zeros = {
+            name: torch.zeros(each.shape(layout), dtype=each.dtype, device=device)
+            for name, each in kept.items()
+            if not each.on_host
+        }
+        self._use(layout, kept, zeros, {n: np.zeros(k.shape(layout), np.int64) for n, k in kept.items() if k.on_host})
+
+    def _use(self, layout: MapLayout, kept: Mapping[str, Kept], tensors: dict[str, Tensor], numbers: Arrays) -> None:
+        self.layout, self.kept, self.tensors, self.numbers = layout, kept, tensors, numbers
+        self.base: dict[str, Tensor] = {}
+        self.partial = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the maps live."""
+        return self.tensors["maps"].device
+
+    def look(self) -> None:
+        """Take from new values what later steps must know without waiting for them. Waits for the device."""
+        self.partial = "missed" in self.tensors and bool(self.tensors["missed"].any())
+        all_known = torch.equal(self.tensors["counts"], self.tensors["synchronized"])
+        if all_known and not self.base and self.tensors["synchronized"].any():
+            self.keep_base()
+
+    def keep_base(self) -> None:
+        """Keep what a mean is now that all processes hold the same: what comes later could not be told from it."""
+        joined = self.kept["maps"].joined
+        if isinstance(joined, Joint) and joined.reduction == "mean":
+            self.base = {name: self.tensors[name].clone() for name in ("maps", "missed")}
+
+    def rows(self, numbers: IntArray) -> Rows:
+        """Rows by their numbers."""
+        return Rows(numbers, to_device(self.device, numbers))
+
+    def read(self, names: Sequence[str], rows: Rows, size: tuple[int, int], *, base: bool = False) -> dict[str, Tensor]:
+        """Copies of (K,) values and (K, H, W) maps of one size; of `base` if asked."""
+        tensors = self.base if base else self.tensors
+        if self.layout.starts is None:
+            return {name: tensors[name].index_select(0, rows.tensor) for name in names}
+        return {name: self._read(tensors[name], self.kept[name].per, rows, size) for name in names}
+
+    def _read(self, tensor: Tensor, per: str, rows: Rows, size: tuple[int, int]) -> Tensor:
+        if per != "pixel" or self.layout.starts is None:
+            return tensor.index_select(0, rows.tensor)
+        maps = [self._map(tensor, row, size) for row in rows.numbers.tolist()]
+        return torch.stack(maps) if maps else tensor.new_zeros((0, *size))
+
+    def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
+        """Make changes, and replace numbers that the host keeps."""
+        for change in changes:
+            self._write(change)
+            self.partial |= "missed" in change.values
+            for name, amounts in change.raised.items():
+                self.tensors[name].index_add_(0, change.rows.tensor, amounts.to(self.tensors[name].dtype))
+        for name, values in (numbers or {}).items():
+            self.numbers[name][:] = values
+
+    def _write(self, change: Change) -> None:
+        for name, values in change.values.items():
+            if self.kept[name].per == "pixel" and self.layout.starts is not None:
+                for row, pixels in zip(change.rows.numbers.tolist(), values, strict=True):
+                    self._map(self.tensors[name], row, change.size).copy_(pixels)
+            else:
+                self.tensors[name].index_copy_(0, change.rows.tensor, values)
+
+    def _map(self, tensor: Tensor, row: int, size: tuple[int, int]) -> Tensor:
+        """The map of one row where every image has a size of its own."""
+        assert self.layout.starts is not None
+        start = int(self.layout.starts[row])
+        return tensor[start : start + math.prod(size)].view(size)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for tensor in self.tensors.values():
+            tensor.zero_()
+        for numbers in self.numbers.values():
+            numbers[:] = 0
+        self.base, self.partial = {}, False
+
+    def replace(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+        """Take over copies of another store's values, which must fit."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(values[name])
+        for name, numbers in self.numbers.items():
+            numbers[:] = values[name].cpu().numpy()
+        self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
+        self.look()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is kept, as tensors that share its memory."""
+        shared = {name: torch.from_numpy(values) for name, values in self.numbers.items()}
+        return {**self.tensors, **shared, **{f"base_{name}": tensor for name, tensor in self.base.items()}}
+
+    def blocks(self, pixels: int) -> Iterator[tuple[Rows, tuple[int, int]]]:
+        """All rows in order, in blocks of one map size and about so many pixels."""
+        for numbers, size in self.layout.blocks(pixels):
+            yield self.rows(numbers), size
+
+
+def times_seen(counts: Tensor, missed: Tensor | None = None) -> Tensor:
+    """How many maps have shown each pixel, from counts (K,): (K, H, W) less missed (K, H, W), or (K, 1, 1)."""
+    times = counts[:, None, None]
+    return times if missed is None else times - missed
+
+
+def to_device(device: torch.device, numbers: npt.NDArray[Any]) -> Tensor:
+    """Numbers of the host on a device, which nobody waits for."""
+    tensor = torch.from_numpy(numbers)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

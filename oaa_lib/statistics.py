@@ -1,0 +1,65 @@
+"""What has happened so far, in numbers."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Statistics(NamedTuple):
+    """What an accumulator has done so far, per class: (C,) int64 on the host.
+
+    Attributes:
+        offered: maps that `AttentionAccumulator.update` was given.
+        accepted: of these, the ones that were fused.
+        skipped: of these, the ones refused because they or their gating scores were not finite.
+        pairs: pairs of the data set.
+        never_accumulated: of these, the ones that hold nothing.
+    """
+
+    offered: Tensor
+    accepted: Tensor
+    skipped: Tensor
+    pairs: Tensor
+    never_accumulated: Tensor
+
+    @property
+    def pass_rate(self) -> Tensor:
+        """(C,) float32 in [0, 1]: share of the finite maps that the gate let pass; NaN for a class without any."""
+        return self.accepted / (self.offered - self.skipped)
+
+
+def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
+    """How alike two attention maps of a pair are: near 1, attention has settled, and there is little to accumulate.
+
+    Take the latest map before and after an `AttentionAccumulator.update` from an accumulator with ``fusion="latest"``.
+
+    Args:
+        before: (..., H, W) floating point in [0, 1].
+        after: the same of a later map.
+
+    Returns:
+        (...) float32 in [0, 1]: the cosine of the two maps; NaN where one of them is 0 everywhere.
+
+    Raises:
+        TypeError: not floating point tensors.
+        ValueError: different shapes.
+
+    Example:
+        >>> import torch
+        >>> attention_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]]))
+        tensor(0.6000)
+
+    Source: not in the paper; it puts a number on how far attention wanders (section 1, Fig. 1).
+    """
+    for name, maps in (("before", before), ("after", after)):
+        if not isinstance(maps, Tensor) or not maps.is_floating_point():
+            found = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
+            raise TypeError(f"expected {name} as a floating point tensor, got {found}")
+    if before.shape != after.shape or before.ndim < 2:
+        raise ValueError(
+            f"expected before and after of one shape (..., H, W), got {tuple(before.shape)} and {tuple(after.shape)}"
+        )
+    first, second = before.float().flatten(-2), after.float().flatten(-2)
+    first, second = (maps / maps.amax(-1, keepdim=True) for maps in (first, second))  # 0 / 0 is NaN
+    return F.cosine_similarity(first, second, dim=-1)
