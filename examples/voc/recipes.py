@@ -52,6 +52,7 @@ class Integral(Training):
     loss: str  # hybrid (Eq. 9) | mce (Eq. 6)
     loss_normalization: str  # of the hybrid loss: class | pooled
     threshold: float  # soft labels up to this are N-
+    gradient: str  # of the images of a step: mean | sum
     read_out: str  # attention of the trained model: relu (ReLU, then / max, Eq. 2) | sigmoid
 
 
@@ -148,6 +149,7 @@ PAPER = Recipe(
         loss="hybrid",  # [paper] Eq. 9
         loss_normalization="class",  # [paper] Eq. 7 and 8
         threshold=0.0,  # [paper] Eq. 7: p > 0
+        gradient="mean",  # [caffe]
         read_out="relu",  # [release]
     ),
     labels=Labels(
@@ -217,6 +219,7 @@ RELEASE = Recipe(
         **vars(RELEASE_TRAINING),
         loss_normalization="pooled",  # [release]
         threshold=0.001,  # [release]
+        gradient="sum",  # [release] of 1 x 5 accumulated images
     ),
     labels=PAPER.labels,
     segmentation=dataclasses.replace(
@@ -363,6 +366,7 @@ CHOICES = {
     "normalization": ("max", "minmax"),
     "loss": ("hybrid", "mce"),
     "loss_normalization": ("class", "pooled"),
+    "gradient": ("mean", "sum"),
     "read_out": ("relu", "sigmoid"),
     "background": ("saliency", "threshold", "power"),
 }

@@ -105,7 +105,8 @@ def train_step(
         The loss, and for each part (B, C) which share of the pixels the constraint loss holds down (N- of Eq. 8).
     """
     set_rate(optimizer, settings, step)
-    share = process.world / settings.batch_size  # of one image in the loss; gradients are averaged over processes
+    images = settings.batch_size if settings.gradient == "mean" else 1
+    share = process.world / images  # of one image in the loss; gradients are averaged over processes
     loss = torch.zeros((), device=process.device)
     constrained = []
     for part in batch:  # the images of one shape
