@@ -12,12 +12,14 @@ from PIL import Image
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICKSTART = EXAMPLES / "quickstart.py"
 ROWS = ["CAM", "CAM, flip-averaged", "mean", "max", "max + MCE", "max + hybrid"]
 
 
 def run(*options):
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
         patch.setattr(sys, "argv", ["quickstart.py", *map(str, options)])
         try:
             return runpy.run_path(str(QUICKSTART), run_name="__main__")
@@ -64,7 +66,7 @@ def test_the_pictures_show_something(outputs):
 @pytest.mark.slow
 def test_the_maps_can_be_loaded_and_scored_again(outputs):
     """The row of OAA max, recomputed from the saved maps by other means."""
-    module = runpy.run_path(str(QUICKSTART))
+    module = runpy.run_path(str(EXAMPLES / "drawn_images.py"))
     _, labels, masks = module["draw_data"](24, 3)
     maps = AttentionAccumulator.load(outputs[0] / "maps.safetensors")
     assert maps.accepted > 0
@@ -105,7 +107,7 @@ def test_bad_arguments_are_told(options, message, capsys):
 
 
 def test_images_hold_a_small_part_and_a_larger_body_of_several_classes():
-    module = runpy.run_path(str(QUICKSTART))
+    module = runpy.run_path(str(EXAMPLES / "drawn_images.py"))
     images, labels, masks = module["draw_data"](60, 0)
     assert images.min() >= 0
     assert images.max() <= 1
