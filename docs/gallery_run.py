@@ -65,7 +65,7 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
     offered = accepted = torch.zeros(labels.shape[1])
     for epoch in range(1, EPOCHS + 1):
         before, counts = latest[everything][labels], latest.counts[labels]
-        for indices, flipped, batch in quickstart.shuffled_batches(images, order):
+        for indices, views, batch in quickstart.shuffled_batches(images, order):
             out = network(batch)
             loss = F.binary_cross_entropy_with_logits(
                 out.logits, labels[indices].float()
@@ -73,9 +73,8 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            score_maps = quickstart.mirror(out.score_maps.detach(), flipped)
             for accumulator in accumulators:
-                accumulator.update(indices, score_maps, out.logits.detach())
+                accumulator.update(indices, out.score_maps, out.logits, views)
         schedule.step()
         moving.take(epoch)
         growing.take(epoch)
@@ -108,8 +107,8 @@ def train(num_images: int = 200, watched: int = 12, seed: int = 0) -> Run:
         INTEGRAL_EPOCHS, seed, CPU
     )
     for _ in range(INTEGRAL_EPOCHS):
-        for indices, flipped, batch in quickstart.shuffled_batches(images, order):
-            target = quickstart.mirror(soft_labels[indices], flipped)
+        for indices, views, batch in quickstart.shuffled_batches(images, order):
+            target = largest.soft_labels(indices, views)
             loss = oaa_lib.hybrid_loss(
                 integral(batch).score_maps, target, threshold=quickstart.CONSTRAINT
             )
