@@ -1,0 +1,154 @@
+"""What one call of a model shows: the inputs and outputs of its modules, and how its tokens are laid out."""
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Without gradient a recorded call keeps what would be freed; a pool and its map are never far from the logits.
+KEPT_STEPS = 160
+
+
+class Step(NamedTuple):
+    """One module's call.
+
+    Attributes:
+        name: of the module, as `named_modules` has it.
+        module: itself.
+        given: its first tensor argument; a vector (B, D) as it was before the module ran.
+        made: the first tensor that it returned.
+        value: ``made``; a vector as it was when the module returned, before anything changed it in place.
+    """
+
+    name: str
+    module: nn.Module
+    given: Tensor
+    made: Tensor
+    value: Tensor
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Whether a tensor holds one vector for each image: (B, D), (B, D, 1, 1)."""
+    return tensor.ndim >= 2 and sum(side > 1 for side in tensor.shape[1:]) <= 1
+
+
+@contextmanager
+def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[deque[Step]]:
+    """Record the calls of these modules that this thread makes, in the order of their ends."""
+    steps: deque[Step] = deque(maxlen=KEPT_STEPS)
+    thread = threading.get_ident()
+    running: list[tuple[nn.Module, Tensor | None]] = []  # modules that have been entered, and what they were given
+    names: dict[nn.Module, str] = {}
+
+    # Another thread may call the same module while these hooks are there, or just after they have been removed, when
+    # it no longer knows that they take keyword arguments too.
+    def enter(module: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+        if threading.get_ident() == thread:
+            given = _first_tensor((*args, *(kwargs or {}).values()))
+            running.append((module, None if given is None else _kept(given)))
+
+    def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        while running:  # a module that ended in an exception, which the model caught, has not been left
+            entered, given = running.pop()
+            if entered is module:
+                made = _first_tensor(rest[-1:])
+                if given is not None and made is not None:
+                    steps.append(Step(names[module], module, given, made, _kept(made)))
+                return
+
+    handles = []
+    try:
+        for name, module in modules:
+            names[module] = name
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        yield steps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def visible_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that can be watched without a change of what they compute.
+
+    `nn.TransformerEncoderLayer` takes another way, with another rounding, when it or a part of it has a hook.
+    """
+    hidden = {
+        part for layer in model.modules() if isinstance(layer, nn.TransformerEncoderLayer) for part in layer.modules()
+    }
+    return ((name, module) for name, module in model.named_modules() if module not in hidden)
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in what a module is given or returns: itself, in a list, or in a model output."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for entry in value:
+            if (found := _first_tensor(entry)) is not None:
+                return found
+    return None
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone() if is_vector(tensor) else tensor
+
+
+@contextmanager
+def grids_laid_out() -> Iterator[set[tuple[int, int]]]:
+    """Record which grids (rows, columns) this thread lays out as one row of tokens, or takes apart from one.
+
+    Whether patches come from a convolution, from windows or from merging: to become tokens (B, N, D) a map changes its
+    shape, and the change says how many rows and columns N has. Nothing but shapes is looked at.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def run(mode: Any, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and args and isinstance(args[0], Tensor):
+            given = args[0]
+            if operation is torch.ops.aten.im2col.default:
+                seen.add(_unfolded(given.shape[-2:], *args[1:5]))
+            elif given.ndim != made.ndim and given.numel() == made.numel():
+                seen.update(_joined(*sorted((given.shape, made.shape), key=len)))
+        return made
+
+    mode: Any = type("GridsLaidOut", (TorchDispatchMode,), {"__torch_dispatch__": run})
+    with mode():
+        yield seen
+
+
+def _joined(coarse: Sequence[int], fine: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring sizes of ``fine``, after the batch, that are one size of ``coarse``."""
+    if coarse[:1] != fine[:1] or 0 in coarse:
+        return
+    place = 1
+    for size in coarse[1:]:
+        first, product = place, 1
+        while place < len(fine) and (product < size or place == first):
+            product *= fine[place]
+            place += 1
+        if product != size:
+            return
+        if place - first == 2:
+            yield fine[first], fine[first + 1]
+        elif place - first == 1 and fine[place : place + 1] == (1,):  # a grid of one column
+            yield size, 1
+
+
+def _unfolded(sides: Sequence[int], kernel: Any, dilation: Any, padding: Any, stride: Any) -> tuple[int, int]:
+    """The grid of patches that `torch.nn.functional.unfold` cuts."""
+    rows, columns = (
+        (side + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis, side in enumerate(sides)
+    )
+    return rows, columns
