@@ -103,45 +103,79 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if is_vector(tensor) else tensor
 
 
+class Layouts:
+    """How a call makes tokens: which grids become one row, and which rows are put together.
+
+    Attributes:
+        grids: (rows, columns) that have become one dimension of a tensor (B, N, D) or (B, D, N), or were made from one.
+        joins: for N, the (start, length) of each part of a row (B, N, D) that was put together of several.
+    """
+
+    def __init__(self) -> None:
+        self.grids: set[tuple[int, int]] = set()
+        self.joins: dict[int, set[tuple[int, int]]] = {}
+
+    def note(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
+        """Take in one operation on tensors; nothing but shapes is looked at."""
+        if not isinstance(made, Tensor) or not args:
+            return
+        if operation is torch.ops.aten.cat.default:
+            dimension = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            if made.ndim == 3 and dimension in (1, -2):
+                start = 0
+                for part in args[0]:
+                    self.joins.setdefault(made.shape[1], set()).add((start, part.shape[1]))
+                    start += part.shape[1]
+        elif operation is torch.ops.aten.im2col.default:
+            self.grids.add(_unfolded(args[0].shape[-2:], *args[1:5]))
+        elif isinstance(args[0], Tensor) and args[0].numel() == made.numel():
+            row, grid = sorted((args[0].shape, made.shape), key=len)
+            if len(row) == 3 and len(grid) > 3:
+                self.grids.update(_taken_apart(row, grid))
+
+    def patches(self, count: int) -> list[tuple[tuple[int, int], int]]:
+        """Grids that may be in a row of tokens, and where each starts; the longest first."""
+        found, parts = set(), [(0, count)]
+        for start, length in parts:  # grows
+            found |= {(grid, start) for grid in self.grids if grid[0] * grid[1] == length}
+            parts += [(start + more, part) for more, part in self.joins.get(length, ()) if 0 < part < length]
+        return sorted(found, key=lambda patches: (-patches[0][0] * patches[0][1], patches))
+
+
 @contextmanager
-def grids_laid_out() -> Iterator[set[tuple[int, int]]]:
-    """Record which grids (rows, columns) this thread lays out as one row of tokens, or takes apart from one.
+def layouts() -> Iterator[Layouts]:
+    """Record how this thread lays out tokens.
 
     Whether patches come from a convolution, from windows or from merging: to become tokens (B, N, D) a map changes its
-    shape, and the change says how many rows and columns N has. Nothing but shapes is looked at.
+    shape, and the change says how many rows and columns N has.
     """
-    seen: set[tuple[int, int]] = set()
+    seen = Layouts()
 
     def run(mode: Any, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = operation(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and args and isinstance(args[0], Tensor):
-            given = args[0]
-            if operation is torch.ops.aten.im2col.default:
-                seen.add(_unfolded(given.shape[-2:], *args[1:5]))
-            elif given.ndim != made.ndim and given.numel() == made.numel():
-                seen.update(_joined(*sorted((given.shape, made.shape), key=len)))
+        seen.note(operation, args, kwargs or {}, made)
         return made
 
-    mode: Any = type("GridsLaidOut", (TorchDispatchMode,), {"__torch_dispatch__": run})
+    mode: Any = type("LayoutMode", (TorchDispatchMode,), {"__torch_dispatch__": run})
     with mode():
         yield seen
 
 
-def _joined(coarse: Sequence[int], fine: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring sizes of ``fine``, after the batch, that are one size of ``coarse``."""
-    if coarse[:1] != fine[:1] or 0 in coarse:
+def _taken_apart(row: Sequence[int], grid: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring sizes of ``grid``, after the batch, that are one size of ``row``."""
+    if row[:1] != grid[:1] or 0 in row:
         return
     place = 1
-    for size in coarse[1:]:
+    for size in row[1:]:
         first, product = place, 1
-        while place < len(fine) and (product < size or place == first):
-            product *= fine[place]
+        while place < len(grid) and (product < size or place == first):
+            product *= grid[place]
             place += 1
         if product != size:
             return
         if place - first == 2:
-            yield fine[first], fine[first + 1]
-        elif place - first == 1 and fine[place : place + 1] == (1,):  # a grid of one column
+            yield grid[first], grid[first + 1]
+        elif place - first == 1 and grid[place : place + 1] == (1,):  # a grid of one column
             yield size, 1
 
 

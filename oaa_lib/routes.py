@@ -108,12 +108,12 @@ class Route:
         total: Tensor | None = None
         for reading, layers in self.branches:
             maps = reading.positions(steps[self.features].made)
-            affine = reading.pooled != "token"  # then the average of the maps stays what the layers make of the average
-            for name in layers:
-                layer = steps[name].module
+            modules = [steps[name].module for name in layers]
+            # Affine layers give the logits as an average of maps, if norms take the statistics of the average.
+            affine = reading.pooled != "token" and all(is_linear(layer) or is_norm(layer) for layer in modules)
+            for name, layer in zip(layers, modules, strict=True):
                 pooled = maps.mean((-2, -1), keepdim=True) if affine else maps
                 maps = at_positions(layer, maps, pooled, steps[name].given)
-                affine = affine and (is_linear(layer) or is_norm(layer))
             total = maps if total is None else total + maps
         assert total is not None
         return total if self.share == 1 else total * self.share

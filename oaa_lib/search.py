@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from oaa_lib.calls import Step, is_vector
+from oaa_lib.calls import Layouts, Step, is_vector
 from oaa_lib.routes import Branch, Reading, Route
 from oaa_lib.tails import Tail, agrees, is_linear, rounding_of, same, tails, wide
 
 TWO = (2, (2, 2))
-MORE_TOKENS = 16  # class tokens and registers beside the patches, at most
 
 
 class Search:
@@ -22,7 +20,7 @@ class Search:
         steps: of all modules, in the order of their ends.
         logits: (B, C) that the model returned.
         sides: height and width of the images.
-        grids: (rows, columns) that the call has laid out as tokens.
+        layouts: how the call makes tokens.
         features: name of the module that makes the features, or None.
         head: name of the module that returns the logits or holds those that do, or None.
     """
@@ -32,7 +30,7 @@ class Search:
         steps: Sequence[Step],
         logits: Tensor,
         sides: tuple[int, int],
-        grids: set[tuple[int, int]],
+        layouts: Layouts,
         *,
         features: str | None,
         head: str | None,
@@ -41,9 +39,7 @@ class Search:
         self.steps = [step for place, step in enumerate(steps) if last[step.name] == place]
         self.logits, self.features, self.head, self.sides = logits, features, head, sides
         self._named = {"features": features, "head": head}
-        self.grids = sorted(
-            {grid for grid in grids | {(1, 1)} if self._is_shaped(grid)}, key=lambda grid: -grid[0] * grid[1]
-        )
+        self.layouts = layouts
         self.unlaid: Step | None = None  # tokens that explain the logits, whose grid is not known
         self.vectors: list[Tail] = []  # what layers after the pool are given
 
@@ -80,7 +76,7 @@ class Search:
             if is_linear(step.module) and step.value.numel() == self.logits.numel() and is_vector(step.value)
         ]
         groups = [*((place,) for place in reversed(linear)), tuple(linear[-2:]), tuple(linear)]
-        for group in dict.fromkeys(groups):
+        for group in filter(None, dict.fromkeys(groups)):
             if self.head is not None and not any(_within(self.steps[place].name, self.head) for place in group):
                 continue
             scores = [wide(self.steps[place].value).reshape(self.logits.shape) for place in group]
@@ -142,17 +138,18 @@ class Search:
         count, width = made.shape[1:]
         if len(made) != len(vector) or vector.shape[1] not in (width, 2 * width):
             return None
-        fitting = [grid for grid in self.grids if 0 <= count - grid[0] * grid[1] <= MORE_TOKENS]
-        fitting = [grid for grid in fitting if grid != (1, 1) or count <= 2]
-        candidates = chain.from_iterable(_candidates(count, grid, 2 * width == vector.shape[1]) for grid in fitting)
-        reading = next((reading for reading in candidates if reading.explains(made, vector)), None)
-        if reading is None:
-            anyhow = _candidates(count, (1, count - 1), 2 * width == vector.shape[1])
-            if any(reading.explains(made, vector) for reading in anyhow):
-                self.unlaid = step
-        elif any(grid[0] * grid[1] == reading.grid[0] * reading.grid[1] and grid != reading.grid for grid in fitting):
-            self.unlaid, reading = step, None  # 2 x 6 or 3 x 4
-        return reading
+        beside = vector.shape[1] == 2 * width
+        patches = [place for place in self.layouts.patches(count) if self._is_shaped(place[0])]
+        for grid, start in patches:
+            for reading in _token_readings(count, grid, start, beside):
+                if reading.explains(made, vector):
+                    if any(other != grid and math.prod(other) == math.prod(grid) for other, _ in patches):
+                        break  # 2 x 6 or 3 x 4?
+                    return reading
+        anyhow = _token_readings(count, (1, count - 1), 1, beside) if count > 1 else ()
+        if any(reading.explains(made, vector) for reading in anyhow):
+            self.unlaid = step
+        return None
 
     def _finest(self, readings: dict[int, Reading]) -> int | None:
         """The place of the finest map; the last of several, which is that of the outermost module."""
@@ -185,11 +182,11 @@ class Search:
         return len(self.steps)
 
     def _is_shaped(self, grid: Sequence[int]) -> bool:
-        """Whether cells of a grid are square, up to rounding of its sides."""
-        rows, columns = grid
-        height, width = self.sides
-        side = math.sqrt(height * width / (rows * columns))
-        return abs(rows - height / side) <= 1 and abs(columns - width / side) <= 1
+        """Whether one stride makes these rows and columns of the images, both rounded up or both rounded down."""
+        sides = list(zip(self.sides, grid, strict=True))
+        up = max(side / cells for side, cells in sides), min(side / max(cells - 1, 1e-9) for side, cells in sides)
+        down = max(side / (cells + 1) for side, cells in sides), min(side / cells for side, cells in sides)
+        return up[0] < up[1] or down[0] < down[1]
 
     def _refusal(self) -> str:
         """What was looked for, what there is, and what to do."""
@@ -219,6 +216,7 @@ class Search:
         read = " or ".join(
             f"{tail.layers[0].name!r} to read the average of a map with {tail.vector.shape[1]} channels"
             for tail in self.vectors
+            if is_linear(tail.layers[0].module)
         )
         return (
             f"no spatial map explains the logits{named}: expected {read}, or a class token; "
@@ -236,19 +234,19 @@ class Search:
         return list(found.values())[:5]
 
 
-def _candidates(count: int, grid: tuple[int, int], beside: bool) -> Iterator[Reading]:
-    """The ways in which tokens may be pooled, of which the patches form this grid."""
-    more = count - grid[0] * grid[1]
+def _token_readings(count: int, grid: tuple[int, int], start: int, beside: bool) -> Iterator[Reading]:
+    """The ways in which tokens may be pooled, given which of them are patches."""
+    end = start + grid[0] * grid[1]
+    others = [*range(start), *range(end, count)]
     if beside:
-        if more:
-            yield Reading("tokens", "beside", grid=grid, start=more)
+        if start:
+            yield Reading("tokens", "beside", grid=grid, start=start)
         return
-    for start in dict.fromkeys((more, 0)):
+    if end > start:
         yield Reading("tokens", grid=grid, start=start)
-    for token in range(more):
-        yield Reading("tokens", "token", grid=grid, start=more, token=token)
-    if more:
-        yield Reading("tokens", "all", grid=grid, start=more)
+    if others:
+        yield from (Reading("tokens", "token", grid=grid, start=start, token=token) for token in others)
+        yield Reading("tokens", "all", grid=grid, start=start)
 
 
 def _within(name: str, named: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from oaa_lib.calls import grids_laid_out, recorded, visible_modules
+from oaa_lib.calls import layouts, recorded, visible_modules
 from oaa_lib.cam import CAMOutput
 from oaa_lib.routes import Route
 from oaa_lib.search import Search
@@ -133,13 +133,13 @@ class WrappedClassifier(nn.Module):
             known = None
         if known is not None:
             return self._follow(known.route, model, images, *args, **kwargs)
-        with _eagerly(), recorded(visible_modules(model)) as calls, grids_laid_out() as grids:
+        with _eagerly(), recorded(visible_modules(model)) as calls, layouts() as layout:
             output = model(images, *args, **kwargs)
         if isinstance(output, CAMOutput):
             self._known[circumstances] = _Known(None, ("",), _look(model, ("",)))
             return output
         logits, sides = _logits(output), (images.shape[-2], images.shape[-1])
-        route = Search(calls, logits, sides, grids, features=self._features, head=self._head).route()
+        route = Search(calls, logits, sides, layout, features=self._features, head=self._head).route()
         steps = {step.name: step for step in calls}
         if route.is_telling(steps):
             parts = _parts(route, [step.name for step in calls])
