@@ -14,6 +14,7 @@ script works out by itself:
 
 import argparse
 import copy
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ SHAPES = [
     ((192, 256), (256, 192)),
     ((224, 224), (256, 256)),
     ((224, 224), (224, 224)),
+    ((240, 240), (240, 240)),
 ]
 
 
@@ -210,7 +212,7 @@ def judged(model: nn.Module, wrapped: nn.Module, images: Tensor) -> Verdict:
     if trace := traces(model, copied):
         return Verdict(True, f"WRONG: leaves {trace}")
     quiet = without_dropout(copy.deepcopy(copied))
-    return Verdict(True, relation(quiet, images) + places(quiet, images))
+    return Verdict(True, relation(quiet, images))
 
 
 def traces(model: nn.Module, copied: nn.Module) -> str:
@@ -236,20 +238,34 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 def relation(model: nn.Module, images: Tensor) -> str:
-    """How the maps explain the logits."""
-    torch.manual_seed(2)
-    with torch.no_grad():
-        logits, maps = wrap_classifier(copy.deepcopy(model))(images)
+    """How the maps explain the logits, and whether they are in their places."""
+    logits, maps = wrapped_call(model, images)
     cells = f"{maps.shape[-2]} x {maps.shape[-1]}"
-    if close(maps.mean((-2, -1)), logits):
-        return f"{cells}, average"
+    average = close(maps.mean((-2, -1)), logits)
+    for module in model.modules() if not average else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # of one position in train mode it would make something else
+    if not average:
+        _, maps = wrapped_call(model, images)
+    torch.manual_seed(2)
+    try:
+        with torch.no_grad():
+            own = at_each_position(copy.deepcopy(model), images, maps.shape[-2] * maps.shape[-1])
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # a head that takes no position by itself
+        own = None
+    alike = own is not None and close(maps.flatten(2), own[1])
+    if not average and own is None:
+        return f"{cells}, WRONG: no average, and this script knows no other relation"
+    if not average and not alike:
+        return f"{cells}, WRONG: other maps than its {own[0]} gives"
+    return f"{cells}, {'average' if average else own[0]}{'' if alike else places(model, images)}"
+
+
+def wrapped_call(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and score maps of a copy, from the same random numbers each time."""
     torch.manual_seed(2)
     with torch.no_grad():
-        expected = at_each_position(copy.deepcopy(model), images, maps.shape[-2] * maps.shape[-1])
-    if expected is None:
-        return f"{cells}, WRONG: no average, and this script knows no other relation"
-    kind, scores = expected
-    return f"{cells}, {kind}" if close(maps.flatten(2), scores) else f"{cells}, WRONG: other maps than its {kind} gives"
+        return tuple(wrap_classifier(copy.deepcopy(model))(images))
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -261,17 +277,23 @@ def at_each_position(model: Any, images: Tensor, cells: int) -> tuple[str, Tenso
     """What the model's own head makes of each position or patch token of its own features, (B, C, cells)."""
     if hasattr(model, "forward_head"):  # timm
         features = model.forward_features(images)
+        if not isinstance(features, Tensor):
+            return None
         if features.ndim == 3:  # the token that the head reads, alone or with a twin for the second of two heads
             tokens = features[:, -cells:]
             each = [model.forward_head(tokens[:, place, None].expand(-1, 2, -1)) for place in range(cells)]
             each = [logits[0] + logits[1] if isinstance(logits, tuple) else logits for logits in each]
             return "class token", torch.stack(each, 2)
-        if features.shape[1] != model.num_features:
-            features = features.permute(0, 3, 1, 2)
-        positions = features.flatten(2).unbind(2)
-        return "hidden layers", torch.stack([model.forward_head(each[..., None, None]) for each in positions], 2)
+        if features.shape[1] == model.num_features:
+            positions = [each[..., None, None] for each in features.flatten(2).unbind(2)]
+        else:
+            positions = [each[:, None, None] for each in features.flatten(1, 2).unbind(1)]
+        return "hidden layers", torch.stack([model.forward_head(each) for each in positions], 2)
     if hasattr(model, "base_model_prefix"):  # Hugging Face
-        tokens = getattr(model, model.base_model_prefix)(images).last_hidden_state[:, -cells:]
+        features = getattr(model, model.base_model_prefix)(images).last_hidden_state
+        if features.ndim != 3 or not isinstance(getattr(model, "classifier", None), nn.Linear):
+            return None
+        tokens = features[:, -cells:]
         return "class token", model.classifier(tokens).transpose(1, 2)
     if isinstance(model, torchvision.models.VisionTransformer):
         tokens = model._process_input(images)
@@ -306,14 +328,14 @@ def places(model: nn.Module, images: Tensor) -> str:
             weight[..., rows // 2, columns // 2] = centre
     for key, parameter in model.named_parameters():
         if key.endswith("attention_biases"):  # LeViT hands on nothing but what attention brings: let it bring the place
-            parameter.data[:, 1:] = -20.0
+            parameter.data[:, 1:] = -1000.0
     model = calibrated(model, images.shape[-2:])
     boxes = [(row, column) for row in range(3) for column in range(3)]
     generator = torch.Generator().manual_seed(3)
     series = [images[:1].clone() for _ in range(len(boxes) + 1)]
     for (row, column), image in zip(boxes, series[1:], strict=True):
         part = image[..., row * height // 3 : (row + 1) * height // 3, column * width // 3 : (column + 1) * width // 3]
-        part += 2 * torch.randn(part.shape, generator=generator)
+        part += 0.02 * torch.randn(part.shape, generator=generator)
     wrapped = wrap_classifier(model.eval())  # batch norm would carry the change to other images
     with torch.no_grad():
         maps = wrapped(torch.cat(series)).score_maps
@@ -330,26 +352,26 @@ def places(model: nn.Module, images: Tensor) -> str:
 
 
 TIMM = """
-beit_base_patch16_224 botnet26t_256 bat_resnext26ts cait_xxs24_224 coat_tiny coat_lite_tiny coatnet_pico_rw_224
+botnet26t_256 cait_xxs24_224 coat_tiny coat_lite_tiny coatnet_pico_rw_224
 convit_tiny convmixer_768_32 convnext_atto convnextv2_atto cpubone_nano crossvit_tiny_240 cs3darknet_s csatv2
 cspnext_tiny cspresnet50 darknet53 davit_tiny deit3_small_patch16_224 deit_tiny_distilled_patch16_224
-deit_tiny_patch16_224 densenet121 dla46_c dm_nfnet_f0 dpn48b eca_halonext26ts edgenext_xx_small efficientformer_l1
+deit_tiny_patch16_224 densenet121 dla46_c dpn48b edgenext_xx_small efficientformer_l1
 efficientformerv2_s0 efficientnet_b0 efficientnet_lite0 efficientvim_m1 efficientvim_m1_dist efficientvit_b0
 efficientvit_m0 ese_vovnet19b_slim eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 fbnetc_100 focalnet_tiny_srf
-gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 ghostnetv3_050 gmixer_12_224 gmlp_ti16_224 halonet_h1 hardcorenas_a
-hgnetv2_b0 hiera_tiny_224 hrnet_w18_small iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4
+gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 ghostnetv3_050 gmixer_12_224 gmlp_ti16_224 hardcorenas_a
+hgnetv2_b0 hiera_tiny_224 hrnet_w18_small iformer_t inception_next_atto inception_v3 inception_v4
 lambda_resnet26t lcnet_035 lcnetv2_small legacy_seresnet18 legacy_xception levit_128s levit_conv_128s lowformer_b0
 mambaout_femto maxvit_pico_rw_256 maxxvit_rmlp_nano_rw_256 mixer_s32_224 mixnet_s mnasnet_small mobilenetv1_100
 mobilenetv2_035 mobilenetv3_small_050 mobilenetv4_conv_small_035 mobileone_s1 mobilevit_xxs mobilevitv2_050
-mvitv2_tiny nest_tiny nextvit_small nf_regnet_b0 pit_ti_224 pit_ti_distilled_224 poolformer_s12 poolformerv2_s12
+mvitv2_tiny nest_tiny nf_regnet_b0 pit_ti_224 pit_ti_distilled_224 poolformer_s12 poolformerv2_s12
 pvt_v2_b0 rdnet_tiny regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m1 res2net50_14w_8s
 resmlp_12_224 resnest14d resnet10t resnet18 resnet26d resnet50 resnetv2_18 resnext26ts rexnet_100
-samvit_base_patch16_224 selecsls42 semnasnet_075 sequencer2d_s shvit_s1 skresnet18 spnasnet_100 starnet_s050
+selecsls42 semnasnet_075 sequencer2d_s shvit_s1 skresnet18 spnasnet_100 starnet_s050
 swiftformer_xs swin_s3_tiny_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256
-tf_efficientnetv2_b0 tiny_vit_5m_224 tinynet_e tnt_s_patch16_224 tresnet_m twins_pcpvt_small twins_svt_small vgg11_bn
-visformer_tiny vit_base_patch16_clip_224 vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2
+tf_efficientnetv2_b0 tiny_vit_5m_224 tinynet_e tnt_s_patch16_224 twins_pcpvt_small twins_svt_small
+visformer_tiny vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2
 vit_srelpos_small_patch16_224 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vit_small_patch16_dinov3
-vit_base_patch16_siglip_224 vit_base_patch16_siglip_gap_224 vitamin_small_224 volo_d1_224 xception41p
+vit_base_patch16_siglip_224 vitamin_small_224 volo_d1_224 xception41p
 xcit_nano_12_p16_224
 """
 TORCHVISION = """
@@ -366,7 +388,74 @@ def architectures() -> Iterator[str]:
 
 
 def page(rows: list[Row]) -> str:
-    return ""
+    """The table, in Markdown."""
+    sentences: dict[str, int] = {}
+    lines = []
+    for row in rows:
+        says = []
+        for verdict in row.verdicts.values():
+            said = verdict.says
+            if not verdict.understood:
+                said = f"refused [{sentences.setdefault(general(said), len(sentences) + 1)}]"
+            says.append(said)
+        shapes = list(dict.fromkeys(shape for shape, _ in row.verdicts))
+        taken = ", ".join(f"{height} x {width}" for height, width in shapes)
+        half = len(says) // 2
+        evals, trains = dict.fromkeys(says[:half]), dict.fromkeys(says[half:])
+        shown = "; ".join(evals) if evals == trains else f"{'; '.join(evals)} (train: {'; '.join(trains)})"
+        lines.append(f"| {row.name} | {taken} | {shown} |")
+    understood = sum(all(verdict.understood for verdict in row.verdicts.values()) for row in rows)
+    wrong = sum("WRONG" in str(row.verdicts) for row in rows)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchvision", "transformers"))
+    return PAGE_TEXT.format(
+        count=len(rows),
+        understood=understood,
+        refused=len(rows) - understood,
+        wrong=wrong,
+        versions=versions,
+        lines="\n".join(lines),
+        sentences="\n".join(f"{number}. {sentence}" for sentence, number in sentences.items()),
+    )
+
+
+def general(sentence: str) -> str:
+    """A refusal without the names and numbers of one model."""
+    sentence = sentence.partition(". Candidates")[0].partition("; the last map")[0]
+    sentence = re.sub(
+        r"( or '[^']*' to read the average of a map with \d+ channels)+", " (or those before it)", sentence
+    )
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", sentence))
+
+
+PAGE_TEXT = """# Which classifiers are understood
+
+{{py:func}}`~oaa_lib.wrap_classifier` was tried on {count} architectures with random weights: {understood} are
+understood, {refused} are refused with a sentence, {wrong} came out wrong. Each saw images of two shapes (one after the other in the
+same wrapper, or in a model made for each shape), in eval and in train mode; the entries hold for both modes unless they
+say otherwise. `benchmarks/architectures.py` made this page with {versions}:
+
+```bash
+OMP_NUM_THREADS=1 python -m benchmarks.architectures
+```
+
+It compares what the wrapper returns with what it works out by itself: logits, batch norm statistics, random numbers and
+modes of an unwrapped copy; the average of each map with its logit, or each cell with what the model's own head makes of
+that position; and whether a change in one place of the image changes that place of the maps. What the entries say:
+
+- *average*: the average of each map is its logit.
+- *hidden layers*: the head has hidden layers, which each position passes through.
+- *class token*: the head reads a class token and is applied to each patch token; the patches have never been trained to
+  answer for a class.
+- *refused*: the number is that of the sentence below the table.
+
+| architecture | images | score maps of one image |
+|---|---|---|
+{lines}
+
+## The refusals
+
+{sentences}
+"""
 
 
 def main() -> None:

@@ -48,13 +48,18 @@ class Search:
         """The route with the finest map, of those with the fewest layers after the pool.
 
         Raises:
-            ValueError: there is none; the candidates are named.
+            ValueError: there is none; the candidates are named. Or there is no finite logit to compare with.
         """
+        if not self.logits.isfinite().any():
+            raise ValueError(
+                "expected finite logits, to compare them with the model's layers, got NaN or infinity alone"
+            )
         found = self._maps_themselves()
         for places, share in [] if found else self._heads():
             found = found or self._through(places, share)
-        if found is None or found.fault({step.name: step for step in self.steps}, self.logits):
-            raise ValueError(self._refusal())
+        fault = found.fault({step.name: step for step in self.steps}, self.logits) if found else None
+        if found is None or fault:
+            raise ValueError(self._refusal(fault))
         return found
 
     def _maps_themselves(self) -> Route | None:
@@ -188,7 +193,7 @@ class Search:
         down = max(side / (cells + 1) for side, cells in sides), min(side / cells for side, cells in sides)
         return up[0] < up[1] or down[0] < down[1]
 
-    def _refusal(self) -> str:
+    def _refusal(self, fault: str | None) -> str:
         """What was looked for, what there is, and what to do."""
         linear = [step for step in self.steps if is_linear(step.module) and step.value.numel() == self.logits.numel()]
         for step in linear:
@@ -202,6 +207,8 @@ class Search:
             f"Candidates{named and ' instead'}: features={' or '.join(maps) or 'none'}; "
             f"head={' or '.join(repr(step.name) for step in linear) or 'none'}"
         )
+        if fault:
+            return f"expected layers that do what their weights say, but {fault}. {candidates}"
         if self.unlaid is not None:
             return (
                 f"the tokens of {self.unlaid.name!r}, {tuple(self.unlaid.made.shape)}, explain the logits{named}, but "
