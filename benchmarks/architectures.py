@@ -26,6 +26,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from oaa_lib import wrap_classifier
@@ -251,7 +252,7 @@ def relation(model: nn.Module, images: Tensor) -> str:
     try:
         with torch.no_grad():
             own = at_each_position(copy.deepcopy(model), images, maps.shape[-2] * maps.shape[-1])
-    except (RuntimeError, ValueError, TypeError, AttributeError):  # a head that takes no position by itself
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a head that takes no single position
         own = None
     alike = own is not None and close(maps.flatten(2), own[1])
     if not average and own is None:
@@ -275,6 +276,10 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 def at_each_position(model: Any, images: Tensor, cells: int) -> tuple[str, Tensor] | None:
     """What the model's own head makes of each position or patch token of its own features, (B, C, cells)."""
+    if isinstance(model, PoolingVisionTransformer):  # whose `forward_features` returns the class token alone
+        maps = model.pos_drop(model.patch_embed(images) + model.pos_embed)
+        maps, _ = model.transformers((maps, model.cls_token.expand(len(images), -1, -1)))
+        return "class token", model.head(model.norm(maps.flatten(2).transpose(1, 2))).transpose(1, 2)
     if hasattr(model, "forward_head"):  # timm
         features = model.forward_features(images)
         if not isinstance(features, Tensor):
@@ -430,9 +435,9 @@ def general(sentence: str) -> str:
 PAGE_TEXT = """# Which classifiers are understood
 
 {{py:func}}`~oaa_lib.wrap_classifier` was tried on {count} architectures with random weights: {understood} are
-understood, {refused} are refused with a sentence, {wrong} came out wrong. Each saw images of two shapes (one after the other in the
-same wrapper, or in a model made for each shape), in eval and in train mode; the entries hold for both modes unless they
-say otherwise. `benchmarks/architectures.py` made this page with {versions}:
+understood, {refused} are refused with a sentence, {wrong} came out wrong. Each saw images of two shapes (one after the
+other in the same wrapper, or in a model made for each shape), in eval and in train mode; the entries hold for both
+modes unless they say otherwise. `benchmarks/architectures.py` made this page with {versions}:
 
 ```bash
 OMP_NUM_THREADS=1 python -m benchmarks.architectures

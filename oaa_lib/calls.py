@@ -1,5 +1,6 @@
 """What one call of a model shows: the inputs and outputs of its modules, and how its tokens are laid out."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -109,9 +110,12 @@ class Layouts:
     Attributes:
         grids: (rows, columns) that have become one dimension of a tensor (B, N, D) or (B, D, N), or were made from one.
         joins: for N, the (start, length) of each part of a row (B, N, D) that was put together of several.
+        blocked: each N of a row (B, N, D) made of blocks, such as windows or units of 2 x 2: not row after row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.blocked: set[int] = set()
         self.grids: set[tuple[int, int]] = set()
         self.joins: dict[int, set[tuple[int, int]]] = {}
 
@@ -130,26 +134,33 @@ class Layouts:
             self.grids.add(_unfolded(args[0].shape[-2:], *args[1:5]))
         elif isinstance(args[0], Tensor) and args[0].numel() == made.numel():
             row, grid = sorted((args[0].shape, made.shape), key=len)
-            if len(row) == 3 and len(grid) > 3:
-                self.grids.update(_taken_apart(row, grid))
+            if len(row) == 3 and len(grid) > 3 and row[0] == grid[0] == self.batch:
+                groups = _groups(row, grid)
+                self.grids |= {(group[0], group[1]) for group in groups if len(group) == 2}
+                if groups and sum(side > 1 for side in groups[0]) > 2:
+                    self.blocked.add(row[1])
+            elif made.ndim == 3 and made.shape[0] == self.batch != args[0].shape[0] and args[0].ndim > 2:
+                self.blocked.add(made.shape[1])
 
     def patches(self, count: int) -> list[tuple[tuple[int, int], int]]:
         """Grids that may be in a row of tokens, and where each starts; the longest first."""
         found, parts = set(), [(0, count)]
         for start, length in parts:  # grows
+            if length in self.blocked:
+                return []
             found |= {(grid, start) for grid in self.grids if grid[0] * grid[1] == length}
             parts += [(start + more, part) for more, part in self.joins.get(length, ()) if 0 < part < length]
         return sorted(found, key=lambda patches: (-patches[0][0] * patches[0][1], patches))
 
 
 @contextmanager
-def layouts() -> Iterator[Layouts]:
+def layouts(batch: int) -> Iterator[Layouts]:
     """Record how this thread lays out tokens.
 
     Whether patches come from a convolution, from windows or from merging: to become tokens (B, N, D) a map changes its
     shape, and the change says how many rows and columns N has.
     """
-    seen = Layouts()
+    seen = Layouts(batch)
 
     def run(mode: Any, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = operation(*args, **(kwargs or {}))
@@ -161,22 +172,22 @@ def layouts() -> Iterator[Layouts]:
         yield seen
 
 
-def _taken_apart(row: Sequence[int], grid: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring sizes of ``grid``, after the batch, that are one size of ``row``."""
-    if row[:1] != grid[:1] or 0 in row:
-        return
+def _groups(row: Sequence[int], grid: Sequence[int]) -> list[list[int]]:
+    """Which neighbouring sizes of ``grid``, after the batch, make each size of ``row``; none if they do not."""
+    groups = []
     place = 1
     for size in row[1:]:
-        first, product = place, 1
-        while place < len(grid) and (product < size or place == first):
-            product *= grid[place]
+        group: list[int] = []
+        while place < len(grid) and (math.prod(group) < size or not group):
+            group.append(grid[place])
             place += 1
-        if product != size:
-            return
-        if place - first == 2:
-            yield grid[first], grid[first + 1]
-        elif place - first == 1 and grid[place : place + 1] == (1,):  # a grid of one column
-            yield size, 1
+        if math.prod(group) != size:
+            return []
+        if len(group) == 1 and grid[place : place + 1] == (1,):  # a grid of one column
+            group.append(grid[place])
+            place += 1
+        groups.append(group)
+    return groups
 
 
 def _unfolded(sides: Sequence[int], kernel: Any, dilation: Any, padding: Any, stride: Any) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """How score maps come from one module's output, and whether that explains the logits of a call, by value."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oaa_lib.calls import Step
-from oaa_lib.tails import agrees, at_positions, is_linear, is_norm, keeps_its_formula, rounding_of, same, wide
+from oaa_lib.tails import agrees, at_positions, is_affine, keeps_its_formula, rounding_of, same, wide
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ class Reading:
         return agrees(found, vector, tolerance, dropout=True)
 
 
+def token_readings(count: int, grid: tuple[int, int], start: int, beside: bool) -> Iterator[Reading]:
+    """The ways in which tokens may be pooled, given which of them are patches."""
+    end = start + grid[0] * grid[1]
+    others = [*range(start), *range(end, count)]
+    if beside:
+        if start:
+            yield Reading("tokens", "beside", grid=grid, start=start)
+        return
+    if end > start:
+        yield Reading("tokens", grid=grid, start=start)
+    if others:
+        yield from (Reading("tokens", "token", grid=grid, start=start, token=token) for token in others)
+        yield Reading("tokens", "all", grid=grid, start=start)
+
+
 class Branch(NamedTuple):
     """One way from the features to the logits.
 
@@ -110,7 +126,7 @@ class Route:
             maps = reading.positions(steps[self.features].made)
             modules = [steps[name].module for name in layers]
             # Affine layers give the logits as an average of maps, if norms take the statistics of the average.
-            affine = reading.pooled != "token" and all(is_linear(layer) or is_norm(layer) for layer in modules)
+            affine = reading.pooled != "token" and all(map(is_affine, modules))
             for name, layer in zip(layers, modules, strict=True):
                 pooled = maps.mean((-2, -1), keepdim=True) if affine else maps
                 maps = at_positions(layer, maps, pooled, steps[name].given)

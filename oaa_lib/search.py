@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from oaa_lib.calls import Layouts, Step, is_vector
-from oaa_lib.routes import Branch, Reading, Route
+from oaa_lib.routes import Branch, Reading, Route, token_readings
 from oaa_lib.tails import Tail, agrees, is_linear, rounding_of, same, tails, wide
 
 TWO = (2, (2, 2))
@@ -146,12 +146,12 @@ class Search:
         beside = vector.shape[1] == 2 * width
         patches = [place for place in self.layouts.patches(count) if self._is_shaped(place[0])]
         for grid, start in patches:
-            for reading in _token_readings(count, grid, start, beside):
+            for reading in token_readings(count, grid, start, beside):
                 if reading.explains(made, vector):
                     if any(other != grid and math.prod(other) == math.prod(grid) for other, _ in patches):
                         break  # 2 x 6 or 3 x 4?
                     return reading
-        anyhow = _token_readings(count, (1, count - 1), 1, beside) if count > 1 else ()
+        anyhow = token_readings(count, (1, count - 1), 1, beside) if count > 1 else ()
         if any(reading.explains(made, vector) for reading in anyhow):
             self.unlaid = step
         return None
@@ -212,8 +212,8 @@ class Search:
         if self.unlaid is not None:
             return (
                 f"the tokens of {self.unlaid.name!r}, {tuple(self.unlaid.made.shape)}, explain the logits{named}, but "
-                f"expected tokens that form a rectangle, got {self.unlaid.made.shape[1]} for images of {self.sides}, "
-                "and nothing in the model lays them out in rows and columns of one size. Put a CAMHead on a map instead"
+                f"expected tokens that form a rectangle, got {self.unlaid.made.shape[1]} for images of {self.sides} that "
+                "the model lays out in no rows and columns of one size, or in blocks. Put a CAMHead on a map instead"
             )
         if not self.vectors:
             return (
@@ -239,21 +239,6 @@ class Search:
             if step.made.ndim in (3, 4) and not is_vector(step.made):
                 found.setdefault((step.made.data_ptr(), step.made.shape), f"{step.name!r}, {tuple(step.made.shape)}")
         return list(found.values())[:5]
-
-
-def _token_readings(count: int, grid: tuple[int, int], start: int, beside: bool) -> Iterator[Reading]:
-    """The ways in which tokens may be pooled, given which of them are patches."""
-    end = start + grid[0] * grid[1]
-    others = [*range(start), *range(end, count)]
-    if beside:
-        if start:
-            yield Reading("tokens", "beside", grid=grid, start=start)
-        return
-    if end > start:
-        yield Reading("tokens", grid=grid, start=start)
-    if others:
-        yield from (Reading("tokens", "token", grid=grid, start=start, token=token) for token in others)
-        yield Reading("tokens", "all", grid=grid, start=start)
 
 
 def _within(name: str, named: str) -> bool:

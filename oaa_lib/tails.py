@@ -69,6 +69,17 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))
 
 
+def is_affine(module: nn.Module) -> bool:
+    """Whether averaging commutes with a layer, if norms take the statistics of the average."""
+    return is_linear(module) or (is_norm(module) and not _after_norm(module))
+
+
+def _after_norm(norm: nn.Module) -> list[nn.Module]:
+    """The activation that timm makes a part of some norms."""
+    passing = (nn.Identity, nn.modules.dropout._DropoutNd)
+    return [part for part in norm.children() if not isinstance(part, passing)]
+
+
 def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Tensor:
     """What a layer makes of a vector, made at each position.
 
@@ -88,8 +99,9 @@ def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Ten
         scores = layer.weight @ maps.to(layer.weight.dtype).flatten(2)
         scores = scores if layer.bias is None else scores + layer.bias.to(scores.dtype)[:, None]
         return scores.view(*scores.shape[:2], *maps.shape[-2:])
+    made: Tensor
     if not is_norm(layer):
-        made: Tensor = layer.forward(maps.clone())  # without hooks of the user's; perhaps in place
+        made = layer.forward(maps.clone())  # without hooks of the user's; perhaps in place
         return made
     maps, pooled = (entries.to(torch.promote_types(entries.dtype, torch.float32)) for entries in (maps, pooled))
     if isinstance(layer, nn.LayerNorm):
@@ -102,8 +114,10 @@ def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Ten
     normed = (maps - mean) * (variance + layer.eps).rsqrt()
     weight, bias = (entries if entries is None else entries.view(-1, 1, 1) for entries in (layer.weight, layer.bias))
     normed = normed if weight is None else normed * weight
-    shifted: Tensor = normed if bias is None else normed + bias
-    return shifted
+    made = normed if bias is None else normed + bias
+    for part in _after_norm(layer):
+        made = part.forward(made)
+    return made
 
 
 def keeps_its_formula(step: Step) -> bool:

@@ -133,7 +133,7 @@ class WrappedClassifier(nn.Module):
             known = None
         if known is not None:
             return self._follow(known.route, model, images, *args, **kwargs)
-        with _eagerly(), recorded(visible_modules(model)) as calls, layouts() as layout:
+        with _eagerly(), recorded(visible_modules(model)) as calls, layouts(len(images)) as layout:
             output = model(images, *args, **kwargs)
         if isinstance(output, CAMOutput):
             self._known[circumstances] = _Known(None, ("",), _look(model, ("",)))
