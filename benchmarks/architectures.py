@@ -376,11 +376,11 @@ swiftformer_xs swin_s3_tiny_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 
 tf_efficientnetv2_b0 tiny_vit_5m_224 tinynet_e tnt_s_patch16_224 twins_pcpvt_small twins_svt_small
 visformer_tiny vit_relpos_small_patch16_224 vit_small_patch14_reg4_dinov2
 vit_srelpos_small_patch16_224 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vit_small_patch16_dinov3
-vit_base_patch16_siglip_224 vitamin_small_224 volo_d1_224 xception41p
+vitamin_small_224 volo_d1_224 xception41p
 xcit_nano_12_p16_224
 """
 TORCHVISION = """
-resnet18 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+resnet18 alexnet convnext_tiny efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5
 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnext50_32x4d shufflenet_v2_x0_5
 squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2
 """

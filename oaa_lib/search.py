@@ -212,8 +212,9 @@ class Search:
         if self.unlaid is not None:
             return (
                 f"the tokens of {self.unlaid.name!r}, {tuple(self.unlaid.made.shape)}, explain the logits{named}, but "
-                f"expected tokens that form a rectangle, got {self.unlaid.made.shape[1]} for images of {self.sides} that "
-                "the model lays out in no rows and columns of one size, or in blocks. Put a CAMHead on a map instead"
+                f"expected tokens that form a rectangle, got {self.unlaid.made.shape[1]} for images of {self.sides}, "
+                "which the model lays out in no rows and columns of one size, or in blocks; put a CAMHead on a map "
+                "instead"
             )
         if not self.vectors:
             return (
