@@ -69,6 +69,19 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))
 
 
+def _weight(layer: Any) -> Tensor:
+    """A layer's weight as the call has used it: spectral norm would take another step if it were read in train mode."""
+    training = [part for part in layer.modules() if part is not layer and part.training]
+    for part in training:
+        part.training = False
+    try:
+        weight: Tensor = layer.weight
+    finally:
+        for part in training:
+            part.training = True
+    return weight
+
+
 def is_affine(module: nn.Module) -> bool:
     """Whether averaging commutes with a layer, if norms take the statistics of the average."""
     return is_linear(module) or (is_norm(module) and not _after_norm(module))
@@ -93,12 +106,13 @@ def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Ten
     Returns:
         (B, D', h, w).
     """
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(maps.to(layer.weight.dtype), layer.weight, layer.bias)
-    if isinstance(layer, nn.Linear):
-        scores = layer.weight @ maps.to(layer.weight.dtype).flatten(2)
-        scores = scores if layer.bias is None else scores + layer.bias.to(scores.dtype)[:, None]
-        return scores.view(*scores.shape[:2], *maps.shape[-2:])
+    if is_linear(layer):
+        weight = _weight(layer)
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(maps.to(weight.dtype), weight, layer.bias)
+        scores = weight @ maps.to(weight.dtype).flatten(2)
+        bias = 0 if layer.bias is None else layer.bias.to(scores.dtype)[:, None]
+        return (scores + bias).view(*scores.shape[:2], *maps.shape[-2:])
     made: Tensor
     if not is_norm(layer):
         made = layer.forward(maps.clone())  # without hooks of the user's; perhaps in place

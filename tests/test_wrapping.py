@@ -542,7 +542,8 @@ class Units(nn.Module):
         maps = self.patch(images)
         batch, width, rows, columns = maps.shape
         tokens = maps.flatten(2).transpose(1, 2)  # here the order is that of the image
-        units = tokens.reshape(batch, rows // 2, 2, columns // 2, 2, width).transpose(2, 3)
+        units = tokens.reshape(batch, rows, columns, width)
+        units = units.reshape(batch, rows // 2, 2, columns // 2, 2, width).transpose(2, 3)
         if self.form == "windows":
             tokens = units.reshape(-1, 4, width).reshape(batch, -1, width)
         else:
@@ -757,6 +758,7 @@ def test_infinite_and_missing_numbers_go_through():
 
 def test_statistics_and_random_numbers_are_those_of_a_step_without_a_wrapper():
     head = [nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 5)]
+    head[-1] = nn.utils.parametrizations.spectral_norm(head[-1])  # changes whenever its weight is read
     body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout2d(0.1))
     models = [pooled(lambda maps: maps.mean((-2, -1)), nn.Sequential(*head), body=body).train()]
     models.append(copy.deepcopy(models[0]))
@@ -785,11 +787,11 @@ def test_hooks_of_the_user_are_called_once_and_stay():
         assert len(calls) == 3 * count
 
 
-def test_an_encoder_of_torch_computes_to_the_bit_what_it_does_alone():
+def test_an_encoder_of_torch_computes_to_the_bit_what_it_does_alone(monkeypatch):
     class Encoder(Patches):
         def __init__(self):
-            super().__init__(None, before=1, width=16)
-            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            super().__init__(None, before=1, width=64)
+            layer = nn.TransformerEncoderLayer(64, 4, 256, activation="gelu", batch_first=True)
             self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
         def forward(self, images):
@@ -797,9 +799,14 @@ def test_an_encoder_of_torch_computes_to_the_bit_what_it_does_alone():
             tokens = self.encoder(torch.cat([self.before.expand(len(tokens), -1, -1), tokens], 1))
             return self.head(self.norm(tokens)[:, 0])
 
+    calls, kernel = [], torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *given: calls.append(given) or kernel(*given))
     model, images = Encoder().eval(), torch.randn(2, 3, 64, 96)
     network = wrap_classifier(model)
     with torch.no_grad():
+        for _ in range(2):
+            network(images)
+        assert len(calls) == 4  # its own kernel, in both layers, which a hook would keep from being used
         for _ in range(2):
             out = network(images)
             assert torch.equal(out.logits, model(images))
