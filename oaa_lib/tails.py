@@ -107,16 +107,23 @@ def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Ten
         (B, D', h, w).
     """
     if is_linear(layer):
-        weight = _weight(layer)
-        if isinstance(layer, nn.Conv2d):
-            return F.conv2d(maps.to(weight.dtype), weight, layer.bias)
-        scores = weight @ maps.to(weight.dtype).flatten(2)
-        bias = 0 if layer.bias is None else layer.bias.to(scores.dtype)[:, None]
-        return (scores + bias).view(*scores.shape[:2], *maps.shape[-2:])
-    made: Tensor
-    if not is_norm(layer):
-        made = layer.forward(maps.clone())  # without hooks of the user's; perhaps in place
-        return made
+        return _linear(layer, maps)
+    if is_norm(layer):
+        return _norm(layer, maps, pooled, given)
+    made: Tensor = layer.forward(maps.clone())  # without hooks of the user's; perhaps in place
+    return made
+
+
+def _linear(layer: Any, maps: Tensor) -> Tensor:
+    weight = _weight(layer)
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(maps.to(weight.dtype), weight, layer.bias)
+    scores = weight @ maps.to(weight.dtype).flatten(2)
+    bias = 0 if layer.bias is None else layer.bias.to(scores.dtype)[:, None]
+    return (scores + bias).view(*scores.shape[:2], *maps.shape[-2:])
+
+
+def _norm(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Tensor:
     maps, pooled = (entries.to(torch.promote_types(entries.dtype, torch.float32)) for entries in (maps, pooled))
     if isinstance(layer, nn.LayerNorm):
         mean, variance = pooled.mean(1, keepdim=True), pooled.var(1, keepdim=True, correction=0)
@@ -125,10 +132,9 @@ def at_positions(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Ten
         mean, variance = batch.mean(0), batch.var(0, correction=0)
     else:
         mean, variance = layer.running_mean.view(-1, 1, 1), layer.running_var.view(-1, 1, 1)
-    normed = (maps - mean) * (variance + layer.eps).rsqrt()
-    weight, bias = (entries if entries is None else entries.view(-1, 1, 1) for entries in (layer.weight, layer.bias))
-    normed = normed if weight is None else normed * weight
-    made = normed if bias is None else normed + bias
+    made = (maps - mean) * (variance + layer.eps).rsqrt()
+    made = made if layer.weight is None else made * layer.weight.view(-1, 1, 1)
+    made = made if layer.bias is None else made + layer.bias.view(-1, 1, 1)
     for part in _after_norm(layer):
         made = part.forward(made)
     return made
