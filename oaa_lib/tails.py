@@ -132,7 +132,7 @@ def _norm(layer: Any, maps: Tensor, pooled: Tensor, given: Tensor) -> Tensor:
         mean, variance = batch.mean(0), batch.var(0, correction=0)
     else:
         mean, variance = layer.running_mean.view(-1, 1, 1), layer.running_var.view(-1, 1, 1)
-    made = (maps - mean) * (variance + layer.eps).rsqrt()
+    made: Tensor = (maps - mean) * (variance + layer.eps).rsqrt()
     made = made if layer.weight is None else made * layer.weight.view(-1, 1, 1)
     made = made if layer.bias is None else made + layer.bias.view(-1, 1, 1)
     for part in _after_norm(layer):
