@@ -139,8 +139,10 @@ class Layouts:
                 self.grids |= {(group[0], group[1]) for group in groups if len(group) == 2}
                 if groups and sum(side > 1 for side in groups[0]) > 2:
                     self.blocked.add(row[1])
-            elif made.ndim == 3 and made.shape[0] == self.batch != args[0].shape[0] and args[0].ndim > 2:
-                self.blocked.add(made.shape[1])
+            elif len(row) == len(grid) == 3 or made.ndim == 3 < args[0].ndim:
+                blocks, width = args[0].shape[0], args[0].shape[-1]
+                if made.shape[0] == self.batch != blocks and made.shape[2] == width:  # the batch was one of blocks
+                    self.blocked.add(made.shape[1])
 
     def patches(self, count: int) -> list[tuple[tuple[int, int], int]]:
         """Grids that may be in a row of tokens, and where each starts; the longest first."""
