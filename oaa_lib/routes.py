@@ -140,6 +140,7 @@ class Route:
         spread = positions.amax(2) - positions.amin(2)
         return positions.shape[2] == 1 or bool((spread > 4 * rounding_of(positions) * positions.abs().amax(2)).any())
 
+    @torch.no_grad()
     def fault(self, steps: dict[str, Step], logits: Tensor) -> str | None:
         """What in a call is not as the route says, by value; None if all of it is."""
         missing = [name for name in self.names if name not in steps]
