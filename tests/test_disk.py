@@ -296,7 +296,7 @@ def reopened(kind: str, path, **options) -> dict[str, object]:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing in `MappedStore.write` nor in the opening of a file catches it, so it is as sudden."""
+    """Stands for a kill: nothing in the opening of a file catches it, so it is as sudden."""
 
 
 def kill_softly() -> None:
@@ -338,17 +338,30 @@ def stop_at_line(step, die, function, *args) -> bool:
     return False
 
 
-def stop_while_writing(kind, path, number, step, die, *, batch: int = 4, scale: int = 1) -> bool:
-    """Give one more batch and die before so many lines of the write; whether it came to that."""
-    accumulator, write, stopped = endless(kind, path, scale=scale), MappedStore.write, []
+def contents_at_each_line(path, function, *args) -> list[bytes]:
+    """What a kill before each line of the code that writes would leave of a file; and what it is in the end."""
+    found = [b""]
 
-    def watched(*args):
-        stopped.append(stop_at_line(step, die, write, *args))
+    def look(_=None):
+        now = content(path)
+        found.append(found[-1] if found[-1] == now else now)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MappedStore, "write", watched)
-        show(accumulator, number, batch)
-    return any(stopped)
+    at_each_line(look, function, *args)
+    look()
+    return found[1:]
+
+
+def states_of(kind: str, path, contents: list[bytes], **options) -> list[dict[str, object]]:
+    """What is found in a file with each of these contents, whether it is loaded or reopened."""
+    states, by_content = [], {}
+    for each in contents:
+        if each not in by_content:
+            path.write_bytes(each)
+            copied = snapshot(AttentionAccumulator.load(path))
+            by_content[each] = reopened(kind, path, **options)
+            assert same(copied, by_content[each])
+        states.append(by_content[each])
+    return states
 
 
 # What the killed processes do; they are started by name, see `Forks`
@@ -366,18 +379,21 @@ def keep_updating(kind, path, scale, pause):
 
 
 def die_while_writing(kind, path, number, step):
-    stop_while_writing(kind, path, number, step, kill)
+    stop_at_line(step, kill, show, endless(kind, path), number)
 
 
 def die_with_garbage_in_place(kind, path, number):
-    apply = MappedStore._apply
+    perform = MappedStore._perform
 
-    def scribble(store, changes, totals):
+    def scribble(store, changes, totals, end):
         garbage = [c._replace(values={name: torch.full_like(v, 77) for name, v in c.values.items()}) for c in changes]
-        apply(store, garbage, {name: np.full_like(numbers, 77) for name, numbers in totals.items()})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "_recorded", store._recorded.copy())  # which stays at 0
+            perform(store, garbage, {name: np.full_like(numbers, 77) for name, numbers in totals.items()}, 0)
+        store._recorded[0] = end
         kill()
 
-    MappedStore._apply = scribble
+    MappedStore._perform = scribble
     show(endless(kind, path), number)
 
 
@@ -580,23 +596,21 @@ def test_a_process_killed_at_any_moment_loses_at_most_the_batch_in_flight(kind, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "really"), [*((kind, False) for kind in KINDS), ("mean", True)])
 def test_a_process_killed_at_any_line_of_a_write_leaves_the_state_before_or_after_it(kind, really, forks, tmp_path):
-    path = tmp_path / "maps"
-    before, after = advance(kind, range(6), path=path), advance(kind, range(7))
-    shutil.copyfile(path, tmp_path / "base")
-    found = []
-    for step in itertools.count(1):
-        shutil.copyfile(tmp_path / "base", path)
-        if really:
+    path, left = tmp_path / "maps", tmp_path / "left"
+    before, after = advance(kind, range(6), path=path, journal=1 << 16), advance(kind, range(7))
+    shutil.copyfile(path, left)
+    if really:
+        states = []
+        for step in itertools.count(1):
+            shutil.copyfile(left, path)
             killed = forks.run(die_while_writing, kind, path, 6, step) == -signal.SIGKILL
-        else:
-            killed = stop_while_writing(kind, path, 6, step, kill_softly)
-        copied = snapshot(AttentionAccumulator.load(path))
-        state = reopened(kind, path)
-        assert same(copied, state)
-        assert same(state, before) or same(state, after), step
-        found.append(same(state, after))
-        if not killed:
-            break
+            states += states_of(kind, path, [content(path)])
+            if not killed:
+                break
+    else:
+        states = states_of(kind, left, contents_at_each_line(path, show, endless(kind, path), 6))
+    assert all(same(state, before) or same(state, after) for state in states)
+    found = [same(state, after) for state in states]
     assert found == sorted(found)  # there is one moment from which on the batch is sure
     assert found.count(False) > 15
     assert found.count(True) > 10
@@ -645,44 +659,57 @@ def test_a_batch_too_large_for_the_journal_is_torn_between_pairs_only(kind, tmp_
     path, scale, batch = tmp_path / "maps", 3, IMAGES
     before = advance(kind, range(6), batch, path=path, scale=scale, journal=1)
     after = advance(kind, range(7), batch, scale=scale)
-    shutil.copyfile(path, tmp_path / "base")
     seen = set()
-    for step in itertools.count(1, 7 if kind == "sizes of their own" else 1):
-        shutil.copyfile(tmp_path / "base", path)
-        killed = stop_while_writing(kind, path, 6, step, kill_softly, batch=batch, scale=scale)
-        state = reopened(kind, path, scale=scale)
+    contents = contents_at_each_line(path, show, endless(kind, path, scale=scale), 6, batch)
+    for state in states_of(kind, tmp_path / "left", contents, scale=scale):
         rows = list(zip(*(rows_of(kind, values, scale) for values in (state, before, after)), strict=True))
-        assert all(row in (old, new) for row, old, new in rows), step
+        assert all(row in (old, new) for row, old, new in rows)
         seen.add(sum(row != old for row, old, _ in rows))
         totals = [name for name in ("skipped", "offered") if not torch.equal(state[name], before[name])]
         assert not totals or same(state, after)  # the totals change with the last pairs
-        if not killed:
-            break
     assert same(state, after)
     assert len(seen) > 3  # the journal was used several times
 
 
+def merge(accumulator, other):
+    accumulator.merge(other)
+
+
+def reset(accumulator, other):
+    accumulator.reset()
+
+
+def load(accumulator, other):
+    accumulator.load_state_dict(other.state_dict())
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("fits", [True, False], ids=["in one step", "in many"])
+@pytest.mark.parametrize("operate", [merge, reset, load])
 @every_kind
-def test_a_merge_killed_at_any_line_is_torn_between_pairs_only(kind, tmp_path):
-    path, other = tmp_path / "maps", endless(kind)
-    before = advance(kind, range(3), path=path, journal=1)
+def test_what_changes_all_maps_is_one_step_if_the_journal_holds_it_and_else_torn_between_pairs_only(
+    kind, operate, fits, tmp_path
+):
+    path, other, scale = tmp_path / "maps", endless(kind, scale=3), 3
+    before = advance(kind, range(3), path=path, journal=1 << 18 if fits else 1, scale=scale)
     for number in range(10, 13):
         show(other, number)
-    merged = endless(kind)
+    changed = endless(kind, scale=scale)
     for number in range(3):
-        show(merged, number)
-    after = snapshot(merged.merge(other))
-    shutil.copyfile(path, tmp_path / "base")
-    for step in itertools.count(1, 5):
-        shutil.copyfile(tmp_path / "base", path)
-        killed = stop_at_line(step, kill_softly, endless(kind, path).merge, other)
-        state = reopened(kind, path)
-        rows = list(zip(*(rows_of(kind, values, 1) for values in (state, before, after)), strict=True))
-        assert all(row in (old, new) for row, old, new in rows), step
-        if not killed:
-            break
-    assert same(state, after)
+        show(changed, number)
+    operate(changed, other)
+    after = snapshot(changed)
+    contents = contents_at_each_line(path, operate, endless(kind, path, scale=scale), other)
+    states = states_of(kind, tmp_path / "left", contents, scale=scale)
+    for state in states:
+        rows = list(zip(*(rows_of(kind, values, scale) for values in (state, before, after)), strict=True))
+        assert all(row in (old, new) for row, old, new in rows)
+        totals = [name for name in ("skipped", "offered") if not torch.equal(state[name], before[name])]
+        assert not totals or same(state, after)
+    whole = [same(state, after) for state in states]
+    assert whole == sorted(whole)
+    assert {True, False} == set(whole)
+    assert all(same(state, before) or same(state, after) for state in states) == fits
 
 
 @pytest.mark.slow

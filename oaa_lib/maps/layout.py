@@ -109,6 +109,19 @@ class MapLayout:
                 height, width = self.sizes[image].tolist()
                 yield np.arange(offsets[image], offsets[image + 1]), (height, width)
 
+    def groups(self, pixels: int) -> Iterator[list[tuple[IntArray, tuple[int, int]]]]:
+        """All `blocks`, several together where they are small: about so many pixels in a group."""
+        group: list[tuple[IntArray, tuple[int, int]]] = []
+        left = pixels
+        for rows, size in self.blocks(pixels):
+            area = len(rows) * math.prod(size)
+            if group and area > left:
+                yield group
+                group, left = [], pixels
+            group.append((rows, size))
+            left -= area
+        yield group
+
     def difference(self, other: "MapLayout") -> str | None:
         """What tells the other layout and its owners from this one, in words; None if nothing does."""
         if (owners := self.pairs.difference(other.pairs)) is not None:

@@ -5,7 +5,8 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class MappedStore(Store):
         self._lock()
         tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
         self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
+        self._begin = {name: entry.start for name, entry in self._entries.items()}
         self.look()
 
     def _create(self, path: PathLike, shapes: files.Shapes, plain: dict[str, Any], fixed: Arrays) -> None:
@@ -120,28 +122,38 @@ class MappedStore(Store):
         """Whether a path leads to this file."""
         return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
 
-    def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
+    def write(self, changes: Iterable[Change], numbers: Arrays | None = None) -> None:
         """Make changes, as one step if the journal has room for all of them; else whole pairs, and the totals last.
 
         Raises:
             BlockingIOError: the file is in use by another process; it stays as it is.
         """
-        totals = dict(numbers or {})
-        of_pairs = []
+        self.settle()
+        totals, of_pairs = dict(numbers or {}), []
         for change in changes:
             if any(self.kept[name].per == "class" for name in (*change.values, *change.raised)):
                 self._count(change, totals)
             else:
-                now = self.read(list(change.raised), change.rows, change.size)
-                raised = {name: now[name] + amounts.to(now[name].dtype) for name, amounts in change.raised.items()}
-                of_pairs.append(change._replace(values={**change.values, **raised}, raised={}))
+                of_pairs.append(self._raised(change))
+        self._write_parts(of_pairs, totals)
+
+    def _raised(self, change: Change) -> Change:
+        """A change in which all is said by values."""
+        now = self.read(list(change.raised), change.rows, change.size)
+        raised = {name: now[name] + amounts.to(now[name].dtype) for name, amounts in change.raised.items()}
+        return change._replace(values={**change.values, **raised}, raised={})
+
+    def _write_parts(self, changes: Iterable[Change], totals: Arrays) -> None:
         spans = [Span(name, np.zeros(1, dtype=np.int64), values[None]) for name, values in totals.items()]
-        parts = list(self._parts(of_pairs, len(self._journal) - sum(span.room for span in spans)))
-        for part in parts:
-            last = part is parts[-1]
-            self._note([*self._spans(part), *(spans if last else [])])
-            self._apply(part, totals if last else {})
-            self._recorded[0] = 0
+        parts = self._parts(changes, len(self._journal) - sum(span.room for span in spans))
+        following: list[Change] | None = next(parts)
+        while following is not None:
+            part, following = following, next(parts, None)
+            last = following is None
+            self._claim()
+            self.settle()
+            end = note(self._journal, [*self._spans(part), *(spans if last else [])], self._begin)
+            self._make(partial(self._perform, part, totals if last else {}, end))
 
     def _count(self, change: Change, totals: Arrays) -> None:
         """Put into ``totals`` what a change makes of the tallies of classes; several may change the same one."""
@@ -151,17 +163,15 @@ class MappedStore(Store):
             so_far = torch.from_numpy(totals[name]) if name in totals else self.tensors[name]
             totals[name] = so_far.index_add(0, change.rows.tensor, amounts.to(so_far.dtype)).numpy()
 
-    def _note(self, spans: Sequence[Span]) -> None:
-        self._claim()  # again, for the system unlocks a file once its process closes it anywhere, as after a `load`
-        begin = {name: entry.start for name, entry in self._entries.items()}
-        self._recorded[0] = note(self._journal, spans, begin)  # from here on the changes are sure to happen
-
-    def _apply(self, changes: Sequence[Change], totals: Arrays) -> None:
-        super().write(changes, {name: values for name, values in totals.items() if name in self.numbers})
+    def _perform(self, changes: Sequence[Change], totals: Arrays, end: int) -> None:
+        """Make changes that are noted in so many bytes of the journal."""
+        self._recorded[0] = end  # from here on the changes are sure to happen
+        self._apply(changes, {name: values for name, values in totals.items() if name in self.numbers}, {})
         for name in totals.keys() & self.tensors.keys():
             self.tensors[name].copy_(torch.from_numpy(totals[name]))
+        self._recorded[0] = 0
 
-    def _parts(self, changes: Sequence[Change], capacity: int) -> Iterator[list[Change]]:
+    def _parts(self, changes: Iterable[Change], capacity: int) -> Iterator[list[Change]]:
         """Changes in parts that fit the journal; what belongs to one pair stays together. At least one part."""
         part: list[Change] = []
         left = capacity
@@ -190,19 +200,21 @@ class MappedStore(Store):
                 yield Span(name, (starts * tensor.element_size()).astype(np.int64), value.numpy())
 
     def reset(self) -> None:
-        """Forget everything, pair after pair; the totals last."""
+        """Forget everything; steps as in `write`."""
         empty = {name: torch.zeros(each.shape(self.layout), dtype=each.dtype) for name, each in self.kept.items()}
         self.replace(empty, {})
 
     def replace(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-        """Take over copies of another store's values, pair after pair; the totals last."""
+        """Take over copies of another store's values; steps as in `write`."""
         of_pairs = {name: values[name].cpu() for name, each in self.kept.items() if each.per in ("pixel", "pair")}
+        totals = {name: values[name].cpu().numpy().copy() for name in self.kept.keys() - of_pairs.keys()}
+        self.base, self.partial = {}, "missed" in self.kept  # should it be cut short
+        self._write_parts(self._rows_of(of_pairs), totals)
+        self._know(base)
+
+    def _rows_of(self, values: Mapping[str, Tensor]) -> Iterator[Change]:
         for rows, size in self.blocks(BLOCK):
-            new = {name: self._read(tensor, self.kept[name].per, rows, size) for name, tensor in of_pairs.items()}
-            self.write([Change(rows, size, new)])
-        self.write([], {name: values[name].cpu().numpy() for name in self.kept.keys() - of_pairs.keys()})
-        self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
-        self.look()
+            yield Change(rows, size, {n: self._read(v, self.kept[n].per, rows, size) for n, v in values.items()})
 
 
 def read(path: PathLike) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Joining what two stores have seen, as if one had seen both streams."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from oaa_lib.maps.pairs import IntArray
 from oaa_lib.maps.store import Change, Joint, Kept, Store, times_seen
 
+Group: TypeAlias = Sequence[tuple[IntArray, tuple[int, int]]]
 BUCKET = 1 << 22  # pixels joined at a time, so that joining needs little memory beside the maps: 16 MiB in float32
 
 
@@ -15,20 +18,35 @@ BUCKET = 1 << 22  # pixels joined at a time, so that joining needs little memory
 def merge(into: Store, other: Store) -> None:
     """Add the stream of another store of the same owners and kinds, which stays as it is.
 
+    Up to a bucket of maps it is one step. More are joined bucket by bucket, whole pairs; the totals change with the
+    last.
+
     Raises:
-        ValueError: the fusion cannot tell what both streams come to.
+        ValueError: the fusion cannot tell what both streams come to, or its result is no map; nothing is changed then.
     """
     if (refusal := joint(into).refusal) is not None:
         raise ValueError(refusal)
     names = ["maps", "counts", *(["missed"] if "missed" in into.kept and (into.partial or other.partial) else [])]
-    for rows, size in into.blocks(BUCKET):
-        ours = into.read(names, rows, size)
-        theirs = {n: v.to(into.device) for n, v in other.read(names, other.rows(rows.numbers), size).items()}
-        into.write([Change(rows, size, join(into.kept, ours, theirs))])
     skipped = other.tensors["skipped"].to(into.device)
-    classes = into.rows(np.arange(len(skipped)))
+    tallies = Change(into.rows(np.arange(len(skipped))), (0, 0), {}, {"skipped": skipped})
     offered = into.numbers["offered"] + other.numbers["offered"]
-    into.write([Change(classes, (0, 0), {}, {"skipped": skipped})], {"offered": offered})
+    groups = list(into.layout.groups(BUCKET))
+    if len(groups) > 1 and joint(into).guarded:
+        for group in groups:  # a merge of the user's may fail: then before anything has changed
+            _joined(into, other, names, group)
+    for group in groups[:-1]:
+        into.write(_joined(into, other, names, group))
+    into.write([*_joined(into, other, names, groups[-1]), tallies], {"offered": offered})
+
+
+def _joined(into: Store, other: Store, names: list[str], group: Group) -> list[Change]:
+    changes = []
+    for numbers, size in group:
+        rows = into.rows(numbers)
+        ours, theirs = into.read(names, rows, size), other.read(names, other.rows(numbers), size)
+        there = {name: values.to(into.device) for name, values in theirs.items()}
+        changes.append(Change(rows, size, join(into.kept, ours, there)))
+    return changes
 
 
 def joint(store: Store) -> Joint:

@@ -1,6 +1,7 @@
 """Letting the stores of many processes hold what all of them have seen."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,8 @@ def _unknown_base(store: Store, fusion: str) -> str | None:
         )
     if not store.base and not torch.equal(store.tensors["counts"], store.tensors["synchronized"]):
         return (
-            "this mean comes from a file whose process ended between two synchronizations: what was new in it would "
-            "count twice; go on from a state that was saved after a synchronize"
+            "this mean comes from a file whose process ended between two synchronizations, or a synchronize of it was "
+            "cut short: what was new in it would count twice; go on from a state that was saved after a synchronize"
         )
     return None
 
@@ -131,13 +132,18 @@ def _exchange_means(store: Store, exchange: Exchange) -> None:
     partial = torch.tensor([store.partial])
     exchange.reduce(partial, dist.ReduceOp.MAX)
     store.partial = bool(partial)
+    base = store.base
     for rows, size in store.blocks(BUCKET // 8):  # up to 15 values a pixel at a time
-        store.write([Change(rows, size, _mean_of_all(store, rows, size, exchange))])
+        values = _mean_of_all(store, base, rows, size, exchange)
+        store.base = {}  # which would not fit what is written from here on, should the rest not come
+        store.write([Change(rows, size, values)])
 
 
-def _mean_of_all(store: Store, rows: Rows, size: tuple[int, int], exchange: Exchange) -> dict[str, Tensor]:
+def _mean_of_all(
+    store: Store, base: Mapping[str, Tensor], rows: Rows, size: tuple[int, int], exchange: Exchange
+) -> dict[str, Tensor]:
     now = store.read(["maps", "counts", "missed", "synchronized"], rows, size)
-    then = store.read(BASES, rows, size, base=True) if store.base else {name: now[name] for name in BASES}
+    then = store.read(BASES, rows, size, base=base) if base else {name: now[name] for name in BASES}
     counts, before = now["counts"], now["synchronized"]
     known = (before > 0)[:, None, None]  # else all of it is new, and there may be no base
     maps, missed = (then[name].where(known, 0) for name in BASES)

@@ -1,7 +1,8 @@
 """What the pairs of a data set keep: named tensors, read and written by rows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -18,6 +19,10 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 @runtime_checkable
 class Joint(Protocol):
     """How the cumulative maps of two streams become one; a fusion says so."""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether `join` may fail, since a part of it is the user's."""
 
     @property
     def reduction(self) -> Literal["max", "mean", "latest"] | None:
@@ -66,7 +71,7 @@ class Change(NamedTuple):
         rows: K of them, each once; where nothing has new ``values`` the same one may occur again.
         size: (H, W) of their maps, if ``values`` has any.
         values: new values by name, (K,) or (K, H, W).
-        raised: by how much tallies rise, by name, (K,).
+        raised: by how much tallies rise, by name, (K,). What is raised is no other change's value in the same step.
     """
 
     rows: Rows
@@ -77,6 +82,9 @@ class Change(NamedTuple):
 
 class Store:
     """What the pairs keep, in memory.
+
+    Whatever changes it is one step: once it has begun to write, an exception (Ctrl-C, say) lets it be finished before
+    it goes on; should that be interrupted as well, the next use finishes it.
 
     Args:
         layout: who owns the maps, and how large each one is.
@@ -102,6 +110,24 @@ class Store:
         self.layout, self.kept, self.tensors, self.numbers = layout, kept, tensors, numbers
         self.base: dict[str, Tensor] = {}
         self.partial = False
+        self._begun: Callable[[], None] | None = None
+
+    def _make(self, step: Callable[[], None]) -> None:
+        """Take a step which, made twice, comes to the same as made once."""
+        self.settle()
+        try:
+            self._begun = step
+            step()
+            self._begun = None
+        except BaseException:
+            self.settle()
+            raise
+
+    def settle(self) -> None:
+        """Finish a step that an exception cut short."""
+        if self._begun is not None:
+            self._begun()
+            self._begun = None
 
     @property
     def device(self) -> torch.device:
@@ -125,9 +151,12 @@ class Store:
         """Rows by their numbers."""
         return Rows(numbers, to_device(self.device, numbers))
 
-    def read(self, names: Sequence[str], rows: Rows, size: tuple[int, int], *, base: bool = False) -> dict[str, Tensor]:
-        """Copies of (K,) values and (K, H, W) maps of one size; of `base` if asked."""
-        tensors = self.base if base else self.tensors
+    def read(
+        self, names: Sequence[str], rows: Rows, size: tuple[int, int], *, base: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Copies of (K,) values and (K, H, W) maps of one size; of a `base` if one is given."""
+        self.settle()
+        tensors = self.tensors if base is None else base
         if self.layout.starts is None:
             return {name: tensors[name].index_select(0, rows.tensor) for name in names}
         return {name: self._read(tensors[name], self.kept[name].per, rows, size) for name in names}
@@ -139,13 +168,22 @@ class Store:
         return torch.stack(maps) if maps else tensor.new_zeros((0, *size))
 
     def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
-        """Make changes, and replace numbers that the host keeps."""
+        """Make changes, and replace numbers that the host keeps, as one step."""
+        versions = {name: self.tensors[name]._version for change in changes for name in change.raised}
+        self._make(partial(self._apply, changes, numbers or {}, versions))
+
+    def _apply(self, changes: Sequence[Change], numbers: Arrays, versions: Mapping[str, int]) -> None:
+        """Make changes; where tallies have risen already since they had these versions, they do not rise again."""
+        raised = {name: self.tensors[name]._version - version for name, version in versions.items()}
         for change in changes:
             self._write(change)
             self.partial |= "missed" in change.values
             for name, amounts in change.raised.items():
-                self.tensors[name].index_add_(0, change.rows.tensor, amounts.to(self.tensors[name].dtype))
-        for name, values in (numbers or {}).items():
+                if raised[name]:
+                    raised[name] -= 1
+                else:
+                    self.tensors[name].index_add_(0, change.rows.tensor, amounts.to(self.tensors[name].dtype))
+        for name, values in numbers.items():
             self.numbers[name][:] = values
 
     def _write(self, change: Change) -> None:
@@ -163,7 +201,10 @@ class Store:
         return tensor[start : start + math.prod(size)].view(size)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, as one step."""
+        self._make(self._clear)
+
+    def _clear(self) -> None:
         for tensor in self.tensors.values():
             tensor.zero_()
         for numbers in self.numbers.values():
@@ -171,16 +212,24 @@ class Store:
         self.base, self.partial = {}, False
 
     def replace(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-        """Take over copies of another store's values, which must fit."""
+        """Take over copies of another store's values, which must fit, as one step."""
+        self._make(partial(self._copy, values, base))
+
+    def _copy(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():
             tensor.copy_(values[name])
         for name, numbers in self.numbers.items():
             numbers[:] = values[name].cpu().numpy()
+        self._know(base)
+
+    def _know(self, base: Mapping[str, Tensor]) -> None:
+        """Take a copy of a base, and look at what is new."""
         self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
         self.look()
 
     def state(self) -> dict[str, Tensor]:
         """All that is kept, as tensors that share its memory."""
+        self.settle()
         shared = {name: torch.from_numpy(values) for name, values in self.numbers.items()}
         return {**self.tensors, **shared, **{f"base_{name}": tensor for name, tensor in self.base.items()}}
 
