@@ -2,12 +2,14 @@
 
 import math
 import operator
+import os
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 WHOLE = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 WHOLE |= {torch.uint16, torch.uint32, torch.uint64}
 
@@ -75,8 +77,8 @@ def whole_number(name: str, value: Any, least: int, most: int = 2**31 - 1) -> in
     return found
 
 
-def number(name: str, value: Any, least: float, most: float) -> float:
-    """A number in ``least .. most``.
+def number(name: str, value: Any, least: float, most: float, *, below: bool = False, advice: str = "") -> float:
+    """A number in ``least .. most``; ``below`` the greatest if asked.
 
     Raises:
         TypeError: no number; a bool is none.
@@ -92,11 +94,71 @@ def number(name: str, value: Any, least: float, most: float) -> float:
         found = math.inf
     except (TypeError, ValueError, RuntimeError):
         found = None
+    end = ")" if below else "]"
     if found is None:
-        raise TypeError(f"expected {name} as a number in [{least:g}, {most:g}], got {kind(value)}")
-    if not least <= found <= most:
-        raise ValueError(f"expected {name} in [{least:g}, {most:g}], got {found:.9g}")
+        raise TypeError(f"expected {name} as a number in [{least:g}, {most:g}{end}, got {kind(value)}{advice}")
+    if not least <= found <= most or (below and found == most):
+        raise ValueError(f"expected {name} in [{least:g}, {most:g}{end}, got {found:.9g}{advice}")
     return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False; anything else is a TypeError.
+
+    Example:
+        >>> flag("resume", True)
+        True
+    """
+    if type(value).__name__ not in ("bool", "bool_"):  # of Python, of any numpy
+        raise TypeError(f"expected {name} as True or False, got {kind(value)}")
+    return bool(value)
+
+
+def one_of(name: str, value: Any, first: str, second: str) -> None:
+    """Raise a ValueError unless the value is one of two words.
+
+    Example:
+        >>> one_of("method", "max", "max", "minmax")
+    """
+    if not isinstance(value, str) or value not in (first, second):
+        raise ValueError(f"expected {name} {first!r} or {second!r}, got {shown(value)}")
+
+
+def file_path(name: str, value: Any) -> str:
+    """A path that can be that of a file.
+
+    Raises:
+        TypeError: no path.
+        ValueError: none that a file can have.
+
+    Example:
+        >>> file_path("path", "maps")
+        'maps'
+    """
+    found = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(found, str):
+        raise TypeError(f"expected {name} as that of a file, got {kind(value)}")
+    if not found or "\0" in found:
+        raise ValueError(f"expected {name} as that of a file, got {shown(found)}")
+    return found
+
+
+def floats(name: str, value: Any, advice: str = "") -> Tensor:
+    """A floating point tensor of any shape, not sparse; anything else is a TypeError.
+
+    Example:
+        >>> floats("logits", torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(value, Tensor):
+        found: Any = type(value).__name__
+    elif value.dtype not in FLOATS:
+        found = value.dtype
+    elif value.layout != torch.strided:
+        found = value.layout
+    else:
+        return value
+    raise TypeError(f"expected {name} as a floating point tensor, got {found}{advice}")
 
 
 def floating(name: str, value: Any, shape: str) -> Tensor:
@@ -112,7 +174,7 @@ def floating(name: str, value: Any, shape: str) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} as a tensor {shape}, got {kind(value)}")
-    right = value.ndim == shape.count(",") + 1 and value.is_floating_point() and value.layout == torch.strided
+    right = value.ndim == shape.count(",") + 1 and value.dtype in FLOATS and value.layout == torch.strided
     if not right or 0 in value.shape[-2:]:
         layout = "" if value.layout == torch.strided else f" {value.layout}"
         raise ValueError(f"expected {name} {shape} floating point, got {kind(value)}{layout}")
@@ -120,10 +182,7 @@ def floating(name: str, value: Any, shape: str) -> Tensor:
 
 
 def whole_numbers(name: str, value: Any, advice: str = "") -> Tensor:
-    """A tensor of integers or bools whose values can be read.
-
-    Raises:
-        TypeError: anything else.
+    """A tensor of integers or bools whose values can be read; anything else is a TypeError.
 
     Example:
         >>> whole_numbers("target", torch.tensor([0, 1, 255])).tolist()
@@ -142,8 +201,8 @@ def whole_numbers(name: str, value: Any, advice: str = "") -> Tensor:
     raise TypeError(f"expected {name} as an integer tensor, got {found}{advice}")
 
 
-def on_device(device: Any) -> torch.device:
-    """The device that is meant, if it is there.
+def on_device(device: Any, *, mapped: bool = False) -> torch.device:
+    """The device that is meant, if it is there; the host where it maps a file.
 
     Raises:
         TypeError: nothing that names a device.
@@ -155,12 +214,16 @@ def on_device(device: Any) -> torch.device:
     """
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f"expected device as a name or torch.device, got {type(device).__name__}")
+    if mapped and str(device).partition(":")[0] != "cpu":
+        raise ValueError(f"expected device='cpu' together with a path, got {device}: the host maps the file")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0][:100]
-        raise ValueError(f"expected device as that of this machine, such as 'cpu', got {device!r} ({reason})") from None
+        raise ValueError(
+            f"expected device as that of this machine, such as 'cpu', got {shown(device)} ({reason})"
+        ) from None
     if found.type == "meta":
         raise ValueError("expected device as one that keeps values, got 'meta'")
     return found
@@ -171,17 +234,14 @@ def check_batch(expected: tuple[int, int], score_maps: Tensor, logits: Tensor | 
     _check_batch_of("score_maps", score_maps, expected, 4)
     if logits is not None:
         _check_batch_of("logits", logits, expected, 2)
-        if logits.device != score_maps.device:
-            raise ValueError(
-                f"expected score_maps and logits on one device, got {score_maps.device} and {logits.device}"
-            )
+    if logits is not None and logits.device != score_maps.device:
+        raise ValueError(f"expected score_maps and logits on one device, got {score_maps.device} and {logits.device}")
+    if score_maps.is_meta:
+        raise ValueError("expected score_maps on a device that keeps values, got one on the meta device")
 
 
 def _check_batch_of(name: str, values: Tensor, expected: tuple[int, int], ndim: int) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"expected {name} as a floating point tensor, got {found}")
-    shape = values.shape
+    shape = floats(name, values).shape
     if len(shape) != ndim or shape[:2] != expected or 0 in shape:
         wanted = f"({expected[0]}, {expected[1]}, h, w)" if ndim == 4 else f"{expected}"
         raise ValueError(

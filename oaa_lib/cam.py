@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from oaa_lib.arguments import floats, one_of, whole_number
+
 
 class CAMOutput(NamedTuple):
     """What a classifier with class-aware score maps returns.
@@ -49,13 +51,10 @@ def normalize_attention(score_maps: Tensor, *, method: Literal["max", "minmax"] 
 
     Source: paper, section 3.1, Eq. 2.
     """
-    if not isinstance(score_maps, Tensor) or not score_maps.is_floating_point():
-        found = score_maps.dtype if isinstance(score_maps, Tensor) else type(score_maps).__name__
-        raise TypeError(f"expected score maps as a floating point tensor, got {found}; convert with .float()")
+    floats("score_maps", score_maps, "; convert with .float()")
     if score_maps.ndim < 2 or 0 in score_maps.shape[-2:]:
-        raise ValueError(f"expected score maps of shape (..., h, w) with h, w >= 1, got {tuple(score_maps.shape)}")
-    if method is None:
-        raise ValueError("expected method 'max' or 'minmax', got None")
+        raise ValueError(f"expected score_maps of shape (..., h, w) with h, w >= 1, got {tuple(score_maps.shape)}")
+    one_of("method", method, "max", "minmax")
     return normalize_with_extremes(score_maps, method)[0]
 
 
@@ -63,8 +62,8 @@ def normalize_with_extremes(
     score_maps: Tensor, method: Literal["max", "minmax"] | None, *, in_place: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention as `normalize_attention` gives it (None: as it is), and the least and greatest score (..., 1, 1)."""
-    if method not in ("max", "minmax", None):
-        raise ValueError(f"expected method 'max' or 'minmax', got {method!r}")
+    if method is not None:
+        one_of("normalization", method, "max", "minmax")
     low, high = score_maps.amin((-2, -1), keepdim=True), score_maps.amax((-2, -1), keepdim=True)
     if method is None:
         return score_maps, low, high
@@ -91,7 +90,8 @@ class CAMHead(nn.Module):
         features (B, in_channels, h, w) -> ``CAMOutput(logits (B, C), score_maps (B, C, h, w))``.
 
     Raises:
-        ValueError: a size below its least value, or features of another shape.
+        TypeError: sizes that are no integers, or features that are no floating point tensor.
+        ValueError: a size below its least value, or features of another shape, dtype or device.
 
     Example:
         >>> import torch
@@ -104,6 +104,9 @@ class CAMHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, hidden_channels: int = 512, num_convs: int = 3) -> None:
         super().__init__()
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": hidden_channels}
+        for name, size in {**sizes, "num_convs": num_convs}.items():
+            whole_number(name, size, -(2**31))
         if min(in_channels, num_classes, hidden_channels) < 1 or num_convs < 0:
             raise ValueError(
                 "expected in_channels, num_classes, hidden_channels >= 1 and num_convs >= 0, got "
@@ -124,10 +127,18 @@ class CAMHead(nn.Module):
 
     def forward(self, features: Tensor) -> CAMOutput:
         """Score maps and their average; see the class for shapes."""
-        if features.ndim != 4 or features.shape[1] != self.in_channels:
+        floats("features", features)
+        if features.ndim != 4 or features.shape[1] != self.in_channels or 0 in features.shape[2:]:
             raise ValueError(
                 f"expected features of shape (B, {self.in_channels}, h, w), got {tuple(features.shape)}; "
                 "pass the backbone's last feature map, before any pooling"
+            )
+        weights = self.class_aware.weight
+        alike = features.dtype == weights.dtype or torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+        if features.device != weights.device or not alike:
+            raise ValueError(
+                f"expected features like the weights, {weights.dtype} on {weights.device}, got {features.dtype} on "
+                f"{features.device}"
             )
         score_maps = self.class_aware(self.convs(features))
         return CAMOutput(global_average_pool(score_maps), score_maps)

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import floats
 from oaa_lib.maps.coding import outside
 from oaa_lib.strategies import ExponentialMovingAverage, Fusion, LatestFusion, MaxFusion, MeanFusion, NoisyOr
 
@@ -149,7 +150,7 @@ def harmonic_mix(mean: Tensor, maximum: Tensor) -> Tensor:
 
     Raises:
         TypeError: not floating point tensors.
-        ValueError: different shapes.
+        ValueError: different shapes or devices.
 
     Example:
         >>> harmonic_mix(torch.tensor([[0.5]]), torch.tensor([[1.0]]))
@@ -157,12 +158,12 @@ def harmonic_mix(mean: Tensor, maximum: Tensor) -> Tensor:
 
     Source: the authors' first (caffe) release, not the paper. The release also rescales its maps at each update.
     """
-    for name, values in (("mean", mean), ("maximum", maximum)):
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"expected {name} as a floating point tensor, got {found}")
+    floats("mean", mean)
+    floats("maximum", maximum)
     if mean.shape != maximum.shape:
         raise ValueError(f"expected mean and maximum of one shape, got {tuple(mean.shape)} and {tuple(maximum.shape)}")
+    if mean.device != maximum.device:
+        raise ValueError(f"expected mean and maximum on one device, got {mean.device} and {maximum.device}")
     # 3 / (1 / mean + 2 / max), in a form that keeps a constant what it is and never divides by 0
     weight = 2 * mean / (maximum + 2 * mean).clamp(min=torch.finfo(mean.dtype).tiny)
     return mean + (maximum - mean) * weight

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import floats
+
 
 class Gate(Protocol):
     """A rule that lets target classes accumulate: any callable of this form, a plain function included.
@@ -36,8 +38,8 @@ def score_gate(logits: Tensor, labels: Tensor) -> Tensor:
         (B, C) bool, False at non-target classes. An image labelled with all classes passes whole; a tie does not pass.
 
     Raises:
-        TypeError: labels that are not bool.
-        ValueError: shapes that are not one (B, C).
+        TypeError: logits that are not floating point, or labels that are not bool.
+        ValueError: shapes that are not one (B, C), or two devices.
 
     Example:
         >>> import torch
@@ -62,8 +64,8 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
         (B, C) bool, False at non-target classes. A tie with the K-th score passes.
 
     Raises:
-        TypeError: labels that are not bool.
-        ValueError: shapes that are not one (B, C).
+        TypeError: logits that are not floating point, or labels that are not bool.
+        ValueError: shapes that are not one (B, C), or two devices.
 
     Example:
         >>> import torch
@@ -125,9 +127,14 @@ def judge(gate: Gate, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:
-    if labels.dtype != torch.bool:
-        raise TypeError(f"expected labels as bool, got {labels.dtype}; convert with .bool()")
-    if logits.ndim != 2 or logits.shape != labels.shape:
+    floats("logits", logits)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.bool or labels.layout != torch.strided:
+        found = (labels.dtype, labels.layout) if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"expected labels as bool, got {found}; convert with .bool()")
+    if logits.ndim != 2 or logits.shape != labels.shape or not logits.shape[1]:
         raise ValueError(
-            f"expected logits and labels of one shape (B, C), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+            "expected logits and labels of one shape (B, C), C at least 1, got "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
+    if logits.device != labels.device:
+        raise ValueError(f"expected logits and labels on one device, got {logits.device} and {labels.device}")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oaa_lib.arguments import floats, number, one_of
+
 
 def hybrid_loss(
     score_maps: Tensor,
@@ -37,7 +39,7 @@ def hybrid_loss(
         Scalar, float32 or wider: the mean over the B samples of the sum over the C classes.
 
     Raises:
-        TypeError: an input is not a floating point tensor.
+        TypeError: an input is not a floating point tensor, or the threshold is no number.
         ValueError: shapes or devices differ, the batch is empty, an unknown normalization, a threshold outside [0, 1),
             or, on the CPU, soft labels that are NaN or outside [0, 1].
 
@@ -48,9 +50,8 @@ def hybrid_loss(
 
     Source: paper, section 3.3, Eq. 7-9.
     """
-    _check(score_maps, soft_labels, threshold)
-    if normalization not in ("class", "pooled"):
-        raise ValueError(f"expected normalization 'class' or 'pooled', got {normalization!r}")
+    threshold = _checked(score_maps, soft_labels, threshold)
+    one_of("normalization", normalization, "class", "pooled")
     axes = (-2, -1) if normalization == "class" else (-3, -2, -1)
     scores, p = _widen(score_maps, soft_labels.detach())
     return cast(Tensor, _WeightedLogLoss.apply(scores, _weights(p, axes, threshold))) / len(p)  # Eq. 9, batch mean
@@ -102,7 +103,7 @@ def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, thresho
         Scalar, float32 or wider: the mean over the B samples of the sum over the C classes.
 
     Raises:
-        TypeError: an input is not a floating point tensor.
+        TypeError: an input is not a floating point tensor, or the threshold is no number.
         ValueError: shapes or devices differ, the batch is empty, a threshold outside [0, 1), or, on the CPU, soft
             labels that are NaN or outside [0, 1].
 
@@ -113,7 +114,7 @@ def multilabel_cross_entropy(score_maps: Tensor, soft_labels: Tensor, *, thresho
 
     Source: paper, section 3.3, Eq. 6.
     """
-    _check(score_maps, soft_labels, threshold)
+    threshold = _checked(score_maps, soft_labels, threshold)
     scores, p = _widen(score_maps, soft_labels)
     if threshold > 0:
         p = p.masked_fill(p <= threshold, 0)
@@ -133,8 +134,9 @@ class HybridLoss(nn.Module):
 
     def __init__(self, *, normalization: Literal["class", "pooled"] = "class", threshold: float = 0.0) -> None:
         super().__init__()
+        one_of("normalization", normalization, "class", "pooled")
         self.normalization = normalization
-        self.threshold = threshold
+        self.threshold = number("threshold", threshold, 0, 1, below=True)
 
     def forward(self, score_maps: Tensor, soft_labels: Tensor) -> Tensor:
         """See `hybrid_loss`."""
@@ -157,7 +159,7 @@ class MultiLabelCrossEntropy(nn.Module):
 
     def __init__(self, *, threshold: float = 0.0) -> None:
         super().__init__()
-        self.threshold = threshold
+        self.threshold = number("threshold", threshold, 0, 1, below=True)
 
     def forward(self, score_maps: Tensor, soft_labels: Tensor) -> Tensor:
         """See `multilabel_cross_entropy`."""
@@ -174,11 +176,10 @@ def _widen(score_maps: Tensor, soft_labels: Tensor) -> tuple[Tensor, Tensor]:
     return score_maps.to(dtype), soft_labels.to(dtype)
 
 
-def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
-    for name, values in (("score_maps", score_maps), ("soft_labels", soft_labels)):
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"expected {name} as a floating point tensor, got {found}")
+def _checked(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> float:
+    """The threshold as a plain number, once everything has been found to be in order."""
+    floats("score_maps", score_maps)
+    floats("soft_labels", soft_labels)
     if score_maps.ndim != 4 or score_maps.shape != soft_labels.shape or score_maps.numel() == 0:
         raise ValueError(
             "expected score_maps and soft_labels of one shape (B, C, h, w), none of them 0, got "
@@ -189,8 +190,8 @@ def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
             f"expected score_maps and soft_labels on one device, got {score_maps.device} and {soft_labels.device}; "
             "move the soft labels with .to(score_maps.device)"
         )
-    if not 0 <= threshold < 1:
-        raise ValueError(f"expected a threshold in [0, 1), got {threshold}")
+    if type(threshold) is not float or not 0 <= threshold < 1:
+        threshold = number("threshold", threshold, 0, 1, below=True)
     if soft_labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere a look would make it wait
         low, high = (value.item() for value in soft_labels.detach().aminmax())
         if not (low >= 0 and high <= 1):
@@ -198,3 +199,4 @@ def _check(score_maps: Tensor, soft_labels: Tensor, threshold: float) -> None:
                 f"expected soft labels in [0, 1], got [{low:.4g}, {high:.4g}]; "
                 "take them from an AttentionAccumulator or call normalize_attention first"
             )
+    return threshold

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import WHOLE, floats, number, shown, whole_number
+
 LARGEST = 2**24  # labels are put together in float32, which is exact up to here
 
 
@@ -62,6 +64,7 @@ def pseudo_label_from_cues(
     Source: paper, section 4; rule and thresholds of the authors' public release.
     """
     _check_map("attention", attention, 3)
+    ignore_index = _checked_ignore_index(ignore_index)
     class_ids = _checked_classes(classes, attention, ignore_index)
     if saliency is not None:
         _check_map("saliency", saliency, 2, attention)
@@ -72,9 +75,8 @@ def pseudo_label_from_cues(
         "strong_attention": strong_attention,
         "min_foreground": min_foreground,
     }
-    for name, share in options.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"expected {name} in [0, 1], got {share}; divide 8-bit values by 255, percents by 100")
+    advice = "; divide 8-bit values by 255, percents by 100"
+    options = {name: number(name, share, 0, 1, advice=advice) for name, share in options.items()}
     back = _background_cue(background, saliency, attention)
     return _label(attention, class_ids, saliency, back, ignore_index=ignore_index, **options)
 
@@ -100,7 +102,7 @@ def _label(
     # 2. What is too weak becomes 0
     kept = (_mask(torch.ge, channel, foreground_threshold).mul_(channel) for channel in channels)
     # 3. The strongest wins; a later channel must be stronger than all before it
-    label, strongest = torch.zeros(back.shape, device=back.device), next(kept)
+    label, strongest = torch.zeros(back.shape, dtype=torch.float32, device=back.device), next(kept)
     for value, channel in zip((class_ids + 1).float(), kept, strict=True):
         label.lerp_(value, _mask(torch.gt, channel, strongest).float())
         torch.maximum(strongest, channel, out=strongest)
@@ -135,9 +137,7 @@ def _background_cue(background: float | Tensor | None, saliency: Tensor | None, 
         _check_map("background", background, 2, attention)
         return background.to(attention.dtype)
     if background is not None:
-        if not 0 <= background <= 1:
-            raise ValueError(f"expected background in [0, 1], got {background}")
-        return attention.new_full(attention.shape[1:], background)
+        return attention.new_full(attention.shape[1:], number("background", background, 0, 1))
     if saliency is None:
         raise ValueError(
             "expected a saliency map or a background, got neither; pass background=, such as 0.5 or an (H, W) map"
@@ -147,9 +147,7 @@ def _background_cue(background: float | Tensor | None, saliency: Tensor | None, 
 
 def _check_map(name: str, values: Tensor, ndim: int, attention: Tensor | None = None) -> None:
     """Kind, shape and range; and the frame of the attention, if that is given."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"expected {name} as a floating point tensor in [0, 1], got {found}; divide 8-bit maps by 255")
+    floats(name, values, " with values in [0, 1]; divide 8-bit maps by 255")
     if values.ndim != ndim or 0 in values.shape[-2:]:
         shape = "(K, H, W)" if ndim == 3 else "(H, W)"
         raise ValueError(f"expected {name} of shape {shape}, H and W at least 1, got {tuple(values.shape)}")
@@ -167,24 +165,32 @@ def _check_map(name: str, values: Tensor, ndim: int, attention: Tensor | None = 
         )
 
 
-def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_index: int) -> Tensor:
-    """(K,) int64 on the device of the attention."""
+def _checked_ignore_index(ignore_index: int) -> int:
+    ignore_index = whole_number("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     if ignore_index == 0 or abs(ignore_index) > LARGEST:
         raise ValueError(f"expected an ignore_index that is not 0 (background) nor beyond 2**24, got {ignore_index}")
+    return ignore_index
+
+
+def _checked_classes(classes: Tensor | Sequence[int], attention: Tensor, ignore_index: int) -> Tensor:
+    """(K,) int64 on the device of the attention."""
     try:
         class_ids = torch.as_tensor(classes, device=attention.device)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"expected classes as integers, got {classes!r}") from error
-    if class_ids.numel() and (class_ids.is_floating_point() or class_ids.dtype == torch.bool):
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # the last two: beyond int64, or on meta
+        raise TypeError(f"expected classes as integers, got {shown(classes)}") from error
+    if class_ids.layout != torch.strided:
+        raise TypeError(f"expected classes as integers, got a tensor of {class_ids.layout}")
+    if class_ids.numel() and (class_ids.dtype not in WHOLE or class_ids.dtype == torch.bool):
         raise TypeError(f"expected classes as integers, got {class_ids.dtype}; pass ids, not a 0/1 row")
     if class_ids.shape != attention.shape[:1]:
         raise ValueError(
-            f"expected one class id for each of the {len(attention)} maps, got shape {tuple(class_ids.shape)}"
+            f"expected classes as one id for each of the {len(attention)} maps, got shape {tuple(class_ids.shape)}"
         )
     if class_ids.device.type == "cpu":  # elsewhere a look would wait for the device
         ids = class_ids.tolist()
         if len(set(ids)) < len(ids) or any(not 0 <= i < LARGEST or i + 1 == ignore_index for i in ids):
             raise ValueError(
-                f"expected different class ids >= 0 and below 2**24 whose label is not {ignore_index}, got {ids}"
+                f"expected classes as different ids >= 0 and below 2**24 whose label is not {ignore_index}, the "
+                f"ignore_index, got {ids}"
             )
     return class_ids.long()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaa_lib.arguments import floats
+
 
 class Statistics(NamedTuple):
     """What an accumulator has done so far, per class: (C,) int64 on the host.
@@ -26,7 +28,7 @@ class Statistics(NamedTuple):
     @property
     def pass_rate(self) -> Tensor:
         """(C,) float32 in [0, 1]: share of the finite maps that the gate let pass; NaN for a class without any."""
-        return self.accepted / (self.offered - self.skipped)
+        return self.accepted.float() / (self.offered - self.skipped)
 
 
 def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
 
     Raises:
         TypeError: not floating point tensors.
-        ValueError: different shapes.
+        ValueError: different shapes or devices, or maps without pixels.
 
     Example:
         >>> import torch
@@ -52,14 +54,15 @@ def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
 
     Source: not in the paper; it puts a number on how far attention wanders (section 1, Fig. 1).
     """
-    for name, maps in (("before", before), ("after", after)):
-        if not isinstance(maps, Tensor) or not maps.is_floating_point():
-            found = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-            raise TypeError(f"expected {name} as a floating point tensor, got {found}")
-    if before.shape != after.shape or before.ndim < 2:
+    floats("before", before)
+    floats("after", after)
+    if before.shape != after.shape or before.ndim < 2 or 0 in before.shape[-2:]:
         raise ValueError(
-            f"expected before and after of one shape (..., H, W), got {tuple(before.shape)} and {tuple(after.shape)}"
+            "expected before and after of one shape (..., H, W), H and W at least 1, got "
+            f"{tuple(before.shape)} and {tuple(after.shape)}"
         )
+    if before.device != after.device:
+        raise ValueError(f"expected before and after on one device, got {before.device} and {after.device}")
     first, second = before.float().flatten(-2), after.float().flatten(-2)
     first, second = (maps / maps.amax(-1, keepdim=True) for maps in (first, second))  # 0 / 0 is NaN
     return F.cosine_similarity(first, second, dim=-1)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import number
 from oaa_lib.maps.coding import decode, encode
 
 
@@ -122,7 +123,7 @@ class MeanFusion(Fusion):
 
     def merge(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
         """The average of both, weighted by how many maps each has seen."""
-        return first + (second - first) * (second_count / (first_count + second_count))
+        return first + (second - first) * (second_count.float() / (first_count + second_count))
 
 
 class LatestFusion(Fusion):
@@ -179,11 +180,8 @@ class ExponentialMovingAverage(Fusion):
     )
 
     def __init__(self, momentum: float = 0.9) -> None:
-        if not isinstance(momentum, (int, float)):
-            raise TypeError(f"expected momentum as a number in [0, 1), got {type(momentum).__name__}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"expected momentum in [0, 1), got {momentum}; at 1 nothing would ever be learnt")
-        self.momentum = float(momentum)
+        advice = "; at 1 nothing would ever be learnt"
+        self.momentum = number("momentum", momentum, 0, 1, below=True, advice=advice)
 
     def __call__(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
         """M_{t-1} + (1 - momentum) (A_t - M_{t-1})."""

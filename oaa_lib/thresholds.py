@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from oaa_lib.arguments import number, on_device, whole_number, whole_numbers
+from oaa_lib.arguments import FLOATS, number, on_device, whole_number, whole_numbers
 from oaa_lib.metrics import ConfusionMatrix
 
 LEVELS = 256  # thresholds are 0/255 .. 255/255: what 8-bit maps can tell apart
@@ -210,7 +210,7 @@ def two_fold(first: ThresholdSweep, second: ThresholdSweep) -> tuple[ConfusionMa
 def _levels(attention: Any) -> Tensor:
     """Attention in steps of 1/255."""
     readable = isinstance(attention, Tensor) and attention.layout == torch.strided and attention.device.type != "meta"
-    if not readable or not (attention.is_floating_point() or attention.dtype == torch.uint8):
+    if not readable or attention.dtype not in {*FLOATS, torch.uint8}:
         found = attention.dtype if readable else f"{type(attention).__name__}, sparse or on the meta device"
         found = found if isinstance(attention, Tensor) else type(attention).__name__
         raise TypeError(f"expected attention as a floating point or uint8 tensor, got {found}")

@@ -101,7 +101,7 @@ def _check_one(view: View) -> None:
 def _checked_size(size: Any) -> tuple[int, int]:
     if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
         raise TypeError(f"expected size as (H, W), got {shown(size)}")
-    return whole_number("size", size[0], 1), whole_number("size", size[1], 1)
+    return whole_number("size", size[0], 1, int(FAR) // 2), whole_number("size", size[1], 1, int(FAR) // 2)
 
 
 Views: TypeAlias = Sequence[View] | View | Tensor | npt.NDArray[Any]
@@ -123,7 +123,7 @@ def check_views(views: Views, batch: int) -> Floats:
     if isinstance(views, View) and not np.isscalar(views.left):
         columns = [_on_the_host(column) for column in given]
         if any(column.shape != (batch,) for column in columns):
-            raise ValueError(f"expected one view for each of the {batch} images, got {columns[0].shape} of them")
+            raise ValueError(f"expected views as one for each of the {batch} images, got {columns[0].shape} of them")
         boxes = np.stack(columns, axis=1)
     elif isinstance(views, (Tensor, np.ndarray)):
         boxes = _on_the_host(views)
@@ -135,20 +135,18 @@ def check_views(views: Views, batch: int) -> Floats:
                 _check_host(value)
         try:
             boxes = np.array([[float(value) for value in view] for view in given])
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"expected views as View(left, top, right, bottom, flip), got {views!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(f"expected views as View(left, top, right, bottom, flip), got {shown(views)}") from error
     if boxes.shape != (batch, 5):
         raise ValueError(
-            f"expected one view (left, top, right, bottom, flip) for each of the {batch} images, got {boxes.shape}"
+            f"expected views as (left, top, right, bottom, flip) for each of the {batch} images, got {boxes.shape}"
         )
-    if (
-        not (np.abs(boxes) <= FAR).all()
-        or not (boxes[:, 2:4] - boxes[:, :2] > ROUNDING).all()
-        or not np.isin(boxes[:, 4], (0, 1)).all()
-    ):
+    wide = (boxes[:, 2:4] - boxes[:, :2] > ROUNDING).all(1)
+    right = (np.abs(boxes) <= FAR).all(1) & wide & np.isin(boxes[:, 4], (0, 1))
+    if not right.all():
         raise ValueError(
             "expected finite views with left < right, top < bottom and flip 0 or 1, in relative coordinates of "
-            f"1e-9 to 1e9, got {views!r}"
+            f"1e-9 to 1e9, got {tuple(boxes[~right][0].tolist())}"
         )
     return boxes
 
@@ -235,4 +233,7 @@ def _check_host(values: Any) -> None:
 
 def _on_the_host(values: Any) -> Floats:
     _check_host(values)
-    return np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
+    try:
+        return np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # words, complex numbers, a sparse tensor
+        raise TypeError(f"expected views as View(left, top, right, bottom, flip), got {shown(values)}") from error
