@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from oaa_lib.arguments import shown
+
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
@@ -52,6 +54,8 @@ class PairTable:
         """From (N, C) labels, each 0 or 1."""
         try:
             array = _to_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
+        except (TypeError, RuntimeError) as error:  # a sparse tensor, one on the meta device
+            raise TypeError(f"expected labels as numbers that can be read, got {shown(labels)}") from error
         except ValueError as error:
             raise ValueError(
                 "expected labels of shape (N, C), got rows of different lengths; pass one column per class, 1 where "
@@ -89,39 +93,42 @@ class PairTable:
 
     def positions(self, indices: Iterable[int | str] | Tensor | npt.NDArray[Any]) -> IntArray:
         """(B,) checked row numbers of images given by number or by name."""
+        given: Any = indices
         if isinstance(indices, Tensor):
             if indices.device.type != "cpu":
                 raise ValueError(
                     f"expected indices on the host, got a tensor on {indices.device}; reading it would wait for the "
                     "device, so keep the loader's own CPU tensor"
                 )
-            if indices.is_floating_point() or indices.is_complex():
-                raise TypeError(f"expected integer indices or names, got {indices.dtype}")
+            if indices.is_floating_point() or indices.is_complex() or indices.layout != torch.strided:
+                raise TypeError(f"expected integer indices or names, got {indices.dtype}, {indices.layout}")
             values = np.array(indices.tolist(), dtype=str(indices.dtype).removeprefix("torch."))
         elif isinstance(indices, (str, bytes)) or not isinstance(indices, Iterable):
-            raise TypeError(f"expected a sequence of indices, got {indices!r} alone; wrap it in a list")
+            raise TypeError(f"expected a sequence of indices, got {shown(indices)} alone; wrap it in a list")
         else:
             try:
-                values = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-            except ValueError as error:
-                raise ValueError("expected indices of shape (B,), got rows of different lengths") from error
+                given = indices if isinstance(indices, np.ndarray) else list(indices)
+                values = np.asarray(given)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError("expected indices of shape (B,), got rows of different lengths or tensors") from error
         if values.ndim != 1 or not len(values):
             raise ValueError(f"expected indices of shape (B,), B at least 1, got {values.shape}")
-        if values.dtype.kind == "O" and all(isinstance(value, str) for value in values):
-            values = values.astype(str)
-        if values.dtype.kind == "U":
-            if self._position_of is None:
-                raise ValueError("expected integer indices, got names; pass keys=[...] when building to use names")
-            unknown = [key for key in values.tolist() if key not in self._position_of]
-            if unknown:
-                raise KeyError(f"unknown image name: expected one of the {self.num_images} keys, got {unknown[0]!r}")
-            return np.array([self._position_of[key] for key in values.tolist()])
+        if values.dtype.kind in "UO" and any(isinstance(name, str) for name in given):
+            return self._named(list(given))  # not as numpy has them: "a" for "a\0", "2" for 2
         if values.dtype.kind not in "iu":
             raise TypeError(f"expected integer indices or names, got {values.dtype}")
         if (values.astype(np.uint64) >= self.num_images).any():  # below 0 is very large
             wrong = values[(values < 0) | (values >= self.num_images)][0]
             raise IndexError(f"expected indices in 0..{self.num_images - 1}, got {wrong}")
         return values.astype(np.int64)
+
+    def _named(self, names: list[Any]) -> IntArray:
+        if self._position_of is None:
+            raise ValueError("expected integer indices, got names; pass keys=[...] when building to use names")
+        for name in names:
+            if not isinstance(name, str) or name not in self._position_of:
+                raise KeyError(f"unknown image name: expected indices among {self.num_images} keys, got {shown(name)}")
+        return np.array([self._position_of[name] for name in names])
 
     def select(self, images: IntArray) -> PairSelection:
         """All pairs of these images, in order."""
@@ -155,11 +162,14 @@ def _to_numpy(values: Tensor) -> npt.NDArray[Any]:
 
 
 def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
-    if isinstance(keys, str):
-        raise TypeError(f"expected keys as a list of names, got {keys!r} alone")
-    names = list(keys)
+    try:
+        names = [] if isinstance(keys, (str, bytes)) else list(keys)
+    except TypeError:
+        names = []
+    if not names and not isinstance(keys, (list, tuple)):
+        raise TypeError(f"expected keys as a list of names, got {shown(keys)} alone")
     if len(names) != num_images:
-        raise ValueError(f"expected one key for each of the {num_images} images, got {len(names)}")
+        raise ValueError(f"expected one key for each of the {num_images} images of labels, got {len(names)}")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str):
