@@ -1,6 +1,5 @@
 """The cumulative attention maps of a data set, and the online update that grows them (paper, section 3.2)."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from oaa_lib.arguments import check_batch
+from oaa_lib.arguments import check_batch, file_path, flag, kind, on_device
 from oaa_lib.cumulative import CumulativeAttention, Indices
 from oaa_lib.fusion import Fuse, adapt, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import Normalization, change_of, into_frame, make_offer, what_is_kept
 from oaa_lib.maps import mapped, merging, processes, state
-from oaa_lib.maps.coding import DTYPES
 from oaa_lib.maps.files import PathLike, blaming
 from oaa_lib.maps.layout import MapLayout
 from oaa_lib.maps.pairs import PairTable
@@ -79,23 +77,19 @@ class AttentionAccumulator(CumulativeAttention):
         path: PathLike | None = None,
         resume: bool = False,
     ) -> None:
-        if resume and path is None:
+        if flag("resume", resume) and path is None:
             raise ValueError("expected a path together with resume=True, got none")
-        if path is not None and torch.device(device).type != "cpu":
-            raise ValueError(f"expected device='cpu' together with a path, got {device}: the host maps the file")
+        device = on_device(device, mapped=path is not None)
         pairs = labels if isinstance(labels, PairTable) else PairTable.from_labels(labels, keys)
         self._fusion = adapt(resolve_fusion(fusion))
         self.gate = None if gate is None else resolve_gate(gate)
         layout = MapLayout(pairs, map_size)
         kept = what_is_kept(self._fusion, dtype)
-        for given, value in (("dtype", dtype), ("the fusion's storage_dtype", kept["maps"].dtype)):
-            if value not in DTYPES:
-                raise TypeError(f"expected {given} torch.uint8, torch.float16 or torch.float32, got {value}")
         if path is None:
             self._store = Store(layout, kept, device)
         else:
             names = self._fusion.name, gate_name(self.gate)
-            self._store = mapped.MappedStore(path, layout, kept, *names, resume=resume)
+            self._store = mapped.MappedStore(file_path("path", path), layout, kept, *names, resume=resume)
 
     @torch.no_grad()
     def update(
@@ -145,6 +139,7 @@ class AttentionAccumulator(CumulativeAttention):
         images = table.positions(indices)
         check_batch((len(images), table.num_classes), score_maps, logits)
         boxes = None if views is None else check_views(views, len(images))
+        flag("fill_empty", fill_empty)
         pairs = table.select(images)
         if not len(pairs.rows):
             return self
@@ -180,7 +175,7 @@ class AttentionAccumulator(CumulativeAttention):
             0
         """
         if not isinstance(other, AttentionAccumulator):
-            raise TypeError(f"expected an AttentionAccumulator, got {type(other).__name__}")
+            raise TypeError(f"expected other as an AttentionAccumulator, got {kind(other)}")
         theirs = state.Owners(other._store.layout, other._fusion.name)
         state.belongs("the state", theirs, self._store.layout, self._fusion.name)
         merging.merge(self._store, other._store)
@@ -229,11 +224,14 @@ class AttentionAccumulator(CumulativeAttention):
             FileNotFoundError: no such file.
             ValueError: no accumulator file, a truncated one, or one that needs ``fusion`` or ``gate``.
         """
-        name, found = os.fspath(path), mapped.read(path)
+        name, device = file_path("path", path), on_device(device)
+        found = mapped.read(name)
         with blaming(path):
             owners = state.read(found)
-        fusion = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else fusion
-        gate = _made_with(name, "gate", found["gate"], resolve_gate) if gate == "saved" else gate
+        fusion = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else resolve_fusion(fusion)
+        gate = (
+            _made_with(name, "gate", found["gate"], resolve_gate) if isinstance(gate, str) and gate == "saved" else gate
+        )
         layout, kept = owners.layout, what_is_kept(adapt(fusion), dtype := found["maps"].dtype)
         state.fit(name, found, owners, layout, kept, fusion_name(fusion))  # or a file could claim more than it holds
         accumulator = cls(layout.pairs, layout.map_size, fusion=fusion, gate=gate, dtype=dtype, device=device)

@@ -1,6 +1,5 @@
 """Reading cumulative attention: soft labels, attention, counts; and keeping it: states and files."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -9,12 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import file_path, kind, shown, whole_number
 from oaa_lib.fusion import Fuse, Fusion, OwnFusion
 from oaa_lib.gating import Gate, gate_name
 from oaa_lib.growing import resize
 from oaa_lib.maps import state
 from oaa_lib.maps.coding import decode
 from oaa_lib.maps.files import PathLike, write_file
+from oaa_lib.maps.layout import LARGEST
 from oaa_lib.maps.mapped import MappedStore
 from oaa_lib.maps.pairs import IntArray, PairTable
 from oaa_lib.maps.store import Store, to_device
@@ -167,7 +168,9 @@ class CumulativeAttention:
         boxes = None if views is None else check_views(views, len(images))
         size = self._store.layout.size_of(images) if size is None else _checked_size(size)
         pairs = self.pairs.select(images)
-        dense = torch.zeros(len(images), self.pairs.num_classes, *size, device=self.device)
+        dense = torch.zeros(len(images), self.pairs.num_classes, *size, dtype=torch.float32, device=self.device)
+        if not len(pairs.rows):
+            return dense  # nothing but negatives
         for stored_size, members in self._store.layout.group(images[pairs.positions]):
             positions, classes = pairs.positions[members], pairs.classes[members]
             maps = self._maps(pairs.rows[members], stored_size)
@@ -197,9 +200,12 @@ class CumulativeAttention:
         """Continue from a `state_dict` of the same data set; a copy is taken.
 
         Raises:
+            TypeError: no dictionary.
             ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
                 nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"expected state_dict as that of an AttentionAccumulator, got {kind(state_dict)}")
         missing = {*self._store.kept, *state.OWNERS} - set(state_dict)
         if missing:
             raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
@@ -225,20 +231,17 @@ class CumulativeAttention:
         Raises:
             ValueError: these maps live in the file at ``path``, where they are kept anyway.
         """
+        path = file_path("path", path)
         if isinstance(self._store, MappedStore) and self._store.is_at(path):
-            raise ValueError(f"expected another path than {os.fspath(path)}: the maps live there, and are kept already")
+            raise ValueError(f"expected another path than {path}: the maps live there, and are kept already")
         arrays = {name: value.cpu().numpy() for name, value in self._store.state().items()}
         layout, fusion = self._store.layout, self._fusion.name
         write_file(path, {**arrays, **state.arrays_of(layout)}, state.plain_of(layout, fusion, gate_name(self.gate)))
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
-    if (
-        isinstance(size, str)
-        or not isinstance(size, Sequence)
-        or not all(isinstance(n, (int, np.integer)) for n in size)
-    ):
-        raise TypeError(f"expected size as two integers (h, w), got {size!r}")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"expected size (h, w) of at least (1, 1), got {tuple(size)}")
-    return int(size[0]), int(size[1])
+    if isinstance(size, (str, bytes)) or not isinstance(size, Sequence):
+        raise TypeError(f"expected size as two integers (h, w), got {shown(size)}")
+    if len(size) != 2:
+        raise ValueError(f"expected size as two integers (h, w), got {shown(size)}")
+    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)

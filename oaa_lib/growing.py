@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oaa_lib.arguments import shown
 from oaa_lib.cam import global_average_pool, normalize_with_extremes
 from oaa_lib.gating import Gate, judge
-from oaa_lib.maps.coding import decode, encode, outside
+from oaa_lib.maps.coding import DTYPES, decode, encode, outside
 from oaa_lib.maps.pairs import IntArray, PairSelection
 from oaa_lib.maps.store import Change, Kept, Store, times_seen, to_device
 from oaa_lib.strategies import Fusion
@@ -24,7 +25,15 @@ Normalization: TypeAlias = Literal["max", "minmax"] | None
 
 
 def what_is_kept(fusion: Fusion, dtype: torch.dtype) -> dict[str, Kept]:
-    """All that an accumulator keeps: shapes, reset, state, merging and reduction follow from this."""
+    """All that an accumulator keeps: shapes, reset, state, merging and reduction follow from this.
+
+    Raises:
+        TypeError: maps cannot be stored in that dtype.
+    """
+    needed = fusion.storage_dtype
+    for name, value in (("dtype", dtype), ("the fusion's storage_dtype", dtype if needed is None else needed)):
+        if not isinstance(value, torch.dtype) or value not in DTYPES:
+            raise TypeError(f"expected {name} torch.uint8, torch.float16 or torch.float32, got {shown(value)}")
     kept = {
         "maps": Kept(fusion.storage_dtype or dtype, "pixel", fusion),
         "counts": Kept(torch.int32, "pair", "sum"),  # maps accepted by each pair
@@ -85,7 +94,7 @@ def make_offer(
     cells, relevant, targets = _cells(pairs, score_maps)
     maps = score_maps.flatten(0, 1).index_select(0, cells).float()  # a copy
     if logits is None and gate is not None:
-        logits = global_average_pool(score_maps.float())  # Eq. 1
+        logits = global_average_pool(score_maps if score_maps.element_size() > 2 else score_maps.float())  # Eq. 1
     attention, low, high = normalize_with_extremes(maps, normalization, in_place=True)  # Eq. 2
     extremes = [low.flatten(1), high.flatten(1)]
     evidence = torch.cat(extremes if logits is None else [*extremes, logits.take(relevant)], dim=1)

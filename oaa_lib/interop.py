@@ -174,7 +174,7 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
                 continue
             labelled = torch.isin(classes, accumulator.classes(rows[name]))
             fused, unlabelled = fused + int(labelled.sum()), unlabelled + int((~labelled).sum())
-            dense = torch.zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:])
+            dense = torch.zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
             dense[0, classes] = attention.to(dense)
             accumulator.update([rows[name]], dense.to(accumulator.device), normalization=None)
     finally:

@@ -107,6 +107,17 @@ def test_a_gate_refuses(gate, logits, labels, error, expected, arrived):
 
 # Building an accumulator
 
+
+def needing(dtype):
+    """A fusion with a storage dtype."""
+
+    def fusion(cumulative, attention, count):
+        return attention
+
+    fusion.storage_dtype = dtype
+    return fusion
+
+
 SETTINGS = {
     "labels of one image": ({"labels": [1, 0]}, ValueError, r"\(N, C\)", r"got \(2,\)"),
     "labels as a box": ({"labels": torch.ones(1, 2, 3)}, ValueError, r"\(N, C\)", r"got \(1, 2, 3\)"),
@@ -136,6 +147,10 @@ SETTINGS = {
     "an unknown fusion": ({"fusion": "median"}, ValueError, "fusion.*max.*mean", "got 'median'"),
     "no fusion": ({"fusion": None}, TypeError, "fusion.*max.*mean", "got NoneType"),
     "a fusion class": ({"fusion": oaa_lib.MaxFusion}, TypeError, "fusion", r"got.*(class|type)"),
+    "a fusion that needs float64": ({"fusion": needing(torch.float64)}, TypeError, "storage_dtype", "float64"),
+    "a fusion that needs bfloat16": ({"fusion": needing(torch.bfloat16)}, TypeError, "storage_dtype", "bfloat16"),
+    "a fusion that needs integers": ({"fusion": needing(torch.int32)}, TypeError, "storage_dtype", "int32"),
+    "a fusion that needs a word": ({"fusion": needing("float32")}, TypeError, "storage_dtype", "got 'float32'"),
     "an unknown gate": ({"gate": "prob"}, ValueError, "gate.*score.*topk", "got 'prob'"),
     "a number as gate": ({"gate": 0.5}, TypeError, "gate.*score.*topk", "got float"),
     "8-bit signed storage": ({"dtype": torch.int8}, TypeError, "torch.uint8", "got torch.int8"),
@@ -195,6 +210,9 @@ NAMES = {
     "one name": ("a", TypeError, "sequence", "got 'a'"),
     "one name in bytes": (b"a", TypeError, "sequence", "got b'a'"),
     "a name and a number": (["a", 1], KeyError, "2 keys", "1"),
+    "a number and a name": ([1, "a"], KeyError, "2 keys", "1"),
+    "a name and nothing": (["a", None], KeyError, "2 keys", "None"),
+    "a name with a NUL more": (["a", "a\0"], KeyError, "2 keys", "x00"),
 }
 NAMING = [
     *(pytest.param(None, *case, id=name) for name, case in INDICES.items()),
@@ -209,6 +227,18 @@ def test_images_are_not_named_by(keys, indices, error, expected, arrived):
     assert_raises(error, expected, arrived, lambda: accumulator.update(indices, torch.ones(2, 3, 3, 3)))
     assert_raises(error, expected, arrived, lambda: accumulator[indices])
     assert same(snapshot(accumulator), before)
+
+
+def test_a_number_is_not_taken_for_a_name():
+    accumulator = AttentionAccumulator(torch.eye(3), (2, 2), gate=None, keys=["x", "2", "y"])
+    assert_raises(KeyError, "3 keys", "got 2", lambda: accumulator.update(["x", 2], torch.rand(2, 3, 2, 2)))
+    assert accumulator.offered == 0
+
+
+def test_names_that_differ_in_a_nul_are_two():
+    accumulator = AttentionAccumulator([[1], [1]], (2, 2), gate=None, keys=["a", "a\0"])
+    accumulator.update(["a\0"], torch.rand(1, 1, 2, 2))
+    assert accumulator.counts.tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("method", ["classes", "attention"])

@@ -16,7 +16,9 @@ def encode(attention: Tensor, dtype: torch.dtype, *, in_place: bool = False) -> 
 
 def decode(stored: Tensor) -> Tensor:
     """Stored maps to float32 in [0, 1]."""
-    return stored / 255 if stored.dtype == torch.uint8 else stored.float()
+    if stored.dtype != torch.uint8:
+        return stored.float()
+    return (stored if torch.get_default_dtype() == torch.float32 else stored.float()) / 255
 
 
 def outside(maps: Tensor, what: str, advice: str) -> Tensor:

@@ -125,6 +125,8 @@ def as_bytes(array: npt.NDArray[Any]) -> Bytes:
 def replacing(path: PathLike, *, new: bool = False) -> Iterator[BinaryIO]:
     """A file beside ``path`` that takes its place once it is complete and on the disk; or, if it must be new, fails."""
     target = Path(path)
+    if new and target.is_symlink() and not target.exists():
+        raise ValueError(f"expected path as that of a file, got {path}, a link to no file; remove the link")
     if new and os.path.lexists(target):
         raise _exists(target)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from oaa_lib.arguments import shown
 from oaa_lib.maps.pairs import IntArray, PairTable
+
+LARGEST = 1 << 15  # pixels of a side: more is a mistake, and would overflow what counts them
 
 
 class MapLayout:
@@ -31,13 +34,17 @@ class MapLayout:
     def __init__(self, pairs: PairTable, map_size: Any) -> None:
         sizes = _integers(map_size)
         if sizes is None:
-            raise TypeError(f"expected map_size as two integers (H, W), or as two for each image, got {map_size!r}")
+            raise TypeError(
+                f"expected map_size as two integers (H, W), or as two for each image, got {shown(map_size)}"
+            )
         if sizes.shape not in ((2,), (pairs.num_images, 2)) or sizes.min() < 1:
             found = sizes.tolist() if sizes.size < 9 else f"shape {sizes.shape}, smallest side {sizes.min()}"
             raise ValueError(
                 f"expected map_size (H, W) of at least (1, 1), or one for each of the {pairs.num_images} images, got "
                 f"{tuple(found) if sizes.ndim == 1 else found}"
             )
+        if sizes.max() > LARGEST:
+            raise ValueError(f"expected map_size with sides of at most {LARGEST}, got {sizes.max()}")
         self.pairs = pairs
         self.size: tuple[int, int] | None = None
         self.sizes: IntArray | None = None
@@ -136,6 +143,6 @@ def _integers(values: Any) -> IntArray | None:
     """Integer numbers as int64, or None if these are none."""
     try:
         array = np.asarray(values.tolist() if isinstance(values, Tensor) else values)
-    except ValueError:
+    except (ValueError, TypeError, RuntimeError):
         return None
     return array.astype(np.int64) if array.dtype.kind in "iu" and array.ndim else None

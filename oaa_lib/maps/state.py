@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oaa_lib.arguments import shown
 from oaa_lib.maps.coding import DTYPES
 from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
 from oaa_lib.maps.layout import MapLayout
@@ -53,6 +54,8 @@ def read(state: Mapping[str, Any]) -> Owners:
         Exception: what numpy and Python raise for entries of another kind, or ValueError for such as cannot be true.
     """
     offsets, classes, num_classes = np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"]
+    if offsets.dtype.kind != "i" or classes.dtype.kind != "i":
+        raise ValueError("its offsets or classes are no integers")
     counts = np.diff(offsets)
     if offsets.ndim != 1 or offsets[0] != 0 or offsets[-1] != len(classes) or (counts < 0).any():
         raise ValueError("its offsets do not fit its classes")
@@ -91,8 +94,9 @@ def fit(
     bases = {f"base_{name}": wanted[name] for name in BASES if f"base_{name}" in state}
     for name, (dtype, shape) in {**wanted, **bases}.items():
         found = state.get(name)
-        if not isinstance(found, Tensor) or (found.dtype, tuple(found.shape)) != (dtype, shape):
-            arrived = f"{tuple(found.shape)} and {found.dtype}" if isinstance(found, Tensor) else repr(found)
+        values = found if isinstance(found, Tensor) and found.layout == torch.strided and not found.is_meta else None
+        if values is None or (values.dtype, tuple(values.shape)) != (dtype, shape):
+            arrived = shown(found) if values is None else f"{tuple(values.shape)} and {values.dtype}"
             raise ValueError(
                 f"{what} has another dtype or size: expected {name} of shape {shape} and {dtype}, got {arrived}; build "
                 "the accumulator with the dtype of the state"
