@@ -83,8 +83,8 @@ class Change(NamedTuple):
 class Store:
     """What the pairs keep, in memory.
 
-    Whatever changes it is one step: once it has begun to write, an exception (Ctrl-C, say) lets it be finished before
-    it goes on; should that be interrupted as well, the next use finishes it.
+    Whatever changes it is one step: an exception (Ctrl-C, say) waits until what has begun is finished; should that be
+    interrupted as well, the next use finishes it.
 
     Args:
         layout: who owns the maps, and how large each one is.
