@@ -294,6 +294,9 @@ def at_each_position(model: Any, images: Tensor, cells: int) -> tuple[str, Tenso
         else:
             positions = [each[:, None, None] for each in features.flatten(1, 2).unbind(1)]
         return "hidden layers", torch.stack([model.forward_head(each) for each in positions], 2)
+    if isinstance(model, transformers.CvtForImageClassification):  # whose norm sees the class token alone
+        tokens = model.layernorm(model.cvt(images).last_hidden_state.flatten(2).transpose(1, 2))
+        return "class token", model.classifier(tokens).transpose(1, 2)
     if hasattr(model, "base_model_prefix"):  # Hugging Face
         features = getattr(model, model.base_model_prefix)(images).last_hidden_state
         if features.ndim != 3 or not isinstance(getattr(model, "classifier", None), nn.Linear):
@@ -380,7 +383,7 @@ vitamin_small_224 volo_d1_224 xception41p
 xcit_nano_12_p16_224
 """
 TORCHVISION = """
-resnet18 alexnet convnext_tiny efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5
+resnet18 alexnet convnext_tiny efficientnet_b0 googlenet maxvit_t mnasnet0_5
 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnext50_32x4d shufflenet_v2_x0_5
 squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2
 """
@@ -429,15 +432,16 @@ def general(sentence: str) -> str:
     sentence = re.sub(
         r"( or '[^']*' to read the average of a map with \d+ channels)+", " (or those before it)", sentence
     )
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", sentence))
+    return re.sub(r"\b\d+\b", "N", re.sub(r"'[^']*'", "'...'", sentence))
 
 
 PAGE_TEXT = """# Which classifiers are understood
 
 {{py:func}}`~oaa_lib.wrap_classifier` was tried on {count} architectures with random weights: {understood} are
 understood, {refused} are refused with a sentence, {wrong} came out wrong. Each saw images of two shapes (one after the
-other in the same wrapper, or in a model made for each shape), in eval and in train mode; the entries hold for both
-modes unless they say otherwise. `benchmarks/architectures.py` made this page with {versions}:
+other in the same wrapper, or in a model made for each shape; of one where the model takes no other), in eval and in
+train mode. The entries hold for both modes unless they say otherwise. `benchmarks/architectures.py` made this page with
+{versions}:
 
 ```bash
 OMP_NUM_THREADS=1 python -m benchmarks.architectures

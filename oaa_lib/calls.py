@@ -139,7 +139,7 @@ class Layouts:
                 self.grids |= {(group[0], group[1]) for group in groups if len(group) == 2}
                 if groups and sum(side > 1 for side in groups[0]) > 2:
                     self.blocked.add(row[1])
-            elif len(row) == len(grid) == 3 or made.ndim == 3 < args[0].ndim:
+            elif made.ndim == 3 <= args[0].ndim and sorted(row) != sorted(grid):  # no transposition
                 blocks, width = args[0].shape[0], args[0].shape[-1]
                 if made.shape[0] == self.batch != blocks and made.shape[2] == width:  # the batch was one of blocks
                     self.blocked.add(made.shape[1])

@@ -811,6 +811,10 @@ def test_an_encoder_of_torch_computes_to_the_bit_what_it_does_alone(monkeypatch)
             out = network(images)
             assert torch.equal(out.logits, model(images))
             assert out.score_maps.shape == (2, 5, 8, 12)
+    torch.testing.assert_close(
+        network(images).score_maps, out.score_maps
+    )  # with gradient: tokens first, then the batch
+    assert network.train()(images).score_maps.shape == (2, 5, 8, 12)
 
 
 def test_threads_do_not_meet():
