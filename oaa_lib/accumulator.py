@@ -15,8 +15,9 @@ from oaa_lib.fusion import Fuse, adapt, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import Normalization, change_of, into_frame, make_offer, what_is_kept
 from oaa_lib.maps import mapped, merging, processes, state
-from oaa_lib.maps.files import PathLike, blaming
+from oaa_lib.maps.files import blaming
 from oaa_lib.maps.layout import MapLayout
+from oaa_lib.maps.locking import PathLike, in_turn
 from oaa_lib.maps.pairs import PairTable
 from oaa_lib.maps.store import Change, Store
 from oaa_lib.views import Views, check_views
@@ -50,7 +51,8 @@ class AttentionAccumulator(CumulativeAttention):
         ValueError: labels that are not (N, C) of 0 and 1, all 0, a bad ``map_size``, keys that do not fit; a file at
             ``path`` that is damaged or belongs to other labels, keys, map size, dtype or fusion (it stays as it is).
         FileExistsError: there is a file at ``path``, and no ``resume``.
-        BlockingIOError, OSError: another process is at work on the file; there is no room for it.
+        BlockingIOError, OSError: another accumulator, of this or another process, is at work on the file; there is no
+            room for it.
 
     Example:
         >>> import torch
@@ -92,6 +94,7 @@ class AttentionAccumulator(CumulativeAttention):
             self._store = mapped.MappedStore(file_path("path", path), layout, kept, *names, resume=resume)
 
     @torch.no_grad()
+    @in_turn
     def update(
         self,
         indices: Indices,
@@ -154,6 +157,7 @@ class AttentionAccumulator(CumulativeAttention):
         store.write(changes, {"offered": store.numbers["offered"] + counted})
         return self
 
+    @in_turn
     def reset(self) -> Self:
         """Forget all maps and counts; the pairs stay."""
         self._store.reset()
@@ -178,9 +182,12 @@ class AttentionAccumulator(CumulativeAttention):
             raise TypeError(f"expected other as an AttentionAccumulator, got {kind(other)}")
         theirs = state.Owners(other._store.layout, other._fusion.name)
         state.belongs("the state", theirs, self._store.layout, self._fusion.name)
-        merging.merge(self._store, other._store)
+        first, second = sorted((self._store.turn, other._store.turn), key=id)  # in one order whoever merges whom
+        with first.lock, second.lock:
+            merging.merge(self._store, other._store)
         return self
 
+    @in_turn
     def synchronize(self, group: Any = None) -> Self:
         """Let all processes of a group hold what all of them have seen, as if each had seen it; return self.
 

@@ -14,8 +14,9 @@ from oaa_lib.gating import Gate, gate_name
 from oaa_lib.growing import resize
 from oaa_lib.maps import state
 from oaa_lib.maps.coding import decode
-from oaa_lib.maps.files import PathLike, write_file
+from oaa_lib.maps.files import write_file
 from oaa_lib.maps.layout import LARGEST
+from oaa_lib.maps.locking import PathLike, in_turn
 from oaa_lib.maps.mapped import MappedStore
 from oaa_lib.maps.pairs import IntArray, PairTable
 from oaa_lib.maps.store import Store, to_device
@@ -87,6 +88,7 @@ class CumulativeAttention:
         """How many maps were fused. Waits for the device."""
         return int(self._store.tensors["counts"].sum())
 
+    @in_turn
     def statistics(self) -> Statistics:
         """What has happened so far, per class, on the host. Waits for the device, once.
 
@@ -181,6 +183,7 @@ class CumulativeAttention:
             dense.index_put_((to_device(self.device, positions), to_device(self.device, classes)), maps)
         return dense
 
+    @in_turn
     def _maps(self, rows: IntArray, size: tuple[int, int]) -> Tensor:
         """(K, H, W) float32 maps of one size."""
         return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"])
@@ -196,6 +199,7 @@ class CumulativeAttention:
         return {**self._store.state(), **state.describe(self._store.layout, self._fusion.name)}
 
     @torch.no_grad()
+    @in_turn
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of the same data set; a copy is taken.
 
@@ -222,6 +226,7 @@ class CumulativeAttention:
         base = {name: state_dict[f"base_{name}"] for name in state.BASES if f"base_{name}" in state_dict}
         self._store.replace(state_dict, base)
 
+    @in_turn
     def save(self, path: PathLike) -> None:
         """Write everything to one file (the layout of safetensors, no pickle). It appears whole or not at all.
 

@@ -16,8 +16,9 @@ from oaa_lib.arguments import shown
 from oaa_lib.cam import global_average_pool, normalize_with_extremes
 from oaa_lib.gating import Gate, judge
 from oaa_lib.maps.coding import DTYPES, decode, encode, outside
+from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.pairs import IntArray, PairSelection
-from oaa_lib.maps.store import Change, Kept, Store, times_seen, to_device
+from oaa_lib.maps.store import Change, Store, times_seen, to_device
 from oaa_lib.strategies import Fusion
 from oaa_lib.views import Floats, flips_only, into_image, mirror, sample
 

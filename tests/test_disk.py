@@ -1,6 +1,6 @@
 """Maps in a file: as in memory, and whatever becomes of the process or of the file, nothing is torn and nothing lost.
 
-Run as a program, this file is a process without threads that forks others, which the tests kill (see `Forks`).
+Run as a program, this file is a process without threads that forks others, which the tests kill (see `forks.Forks`).
 """
 
 import copy
@@ -14,10 +14,8 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-import traceback
 import zlib
 
 import numpy as np
@@ -25,12 +23,14 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
+from forks import say, serve, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import noisy_or, same, snapshot, streams
 
 from oaa_lib import AttentionAccumulator, View
 from oaa_lib.fusion import ExponentialMovingAverage
+from oaa_lib.maps import locking, replacing
 from oaa_lib.maps import mapped as mapping
 from oaa_lib.maps.files import Entry
 from oaa_lib.maps.journal import Span
@@ -307,7 +307,7 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-WRITERS = {inspect.getfile(each) for each in (MappedStore, Store, Span, Entry)}  # wherever these classes stand
+WRITERS = {inspect.getfile(each) for each in (MappedStore, Store, Span, Entry, replacing)}  # wherever these are
 
 
 def at_each_line(action, function, *args) -> None:
@@ -364,7 +364,7 @@ def states_of(kind: str, path, contents: list[bytes], **options) -> list[dict[st
     return states
 
 
-# What the killed processes do; they are started by name, see `Forks`
+# What the killed processes do; they are started by name, see `forks.Forks`
 
 
 def keep_updating(kind, path, scale, pause):
@@ -465,101 +465,9 @@ def run_out_of_disk(path, size, way):
         say(error.errno)
 
 
-def say(value):
-    print("said", json.dumps(value), flush=True)
-
-
-def serve() -> None:
-    """Fork a child for each line [function, *arguments] that comes in; tell its number, and how it ended."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        function, *arguments = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(120)  # should the tests themselves be killed
-            print("began", os.getpid(), flush=True)
-            try:
-                globals()[function](*arguments)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
-class Forks:
-    """A process that forks others, one at a time: to start one from nothing and import torch takes seconds."""
-
-    def __init__(self) -> None:
-        self.pid = None
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def start(self, function, *arguments) -> None:
-        self.server.stdin.write(json.dumps([function.__name__, *map(str_of_path, arguments)]) + "\n")
-        self.server.stdin.flush()
-        kind, pid = self.server.stdout.readline().split(maxsplit=1)
-        assert kind == "began"
-        self.pid = int(pid)
-
-    def hear(self):
-        """What the child says."""
-        kind, value = self.server.stdout.readline().split(maxsplit=1)
-        if kind == "ended":
-            self.pid = None
-        assert kind == "said", "the child ended without a word"
-        return json.loads(value)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.end() == -signal.SIGKILL
-
-    def end(self) -> int:
-        """How the child ended: its exit code, or the signal that killed it, negative."""
-        kind, code = self.server.stdout.readline().split(maxsplit=1)
-        while kind != "ended":
-            kind, code = self.server.stdout.readline().split(maxsplit=1)
-        self.pid = None
-        return int(code)
-
-    def run(self, function, *arguments) -> int:
-        self.start(function, *arguments)
-        return self.end()
-
-    def ask(self, function, *arguments):
-        self.start(function, *arguments)
-        answer = self.hear()
-        assert self.end() == 0
-        return answer
-
-    def clear(self) -> None:
-        """End what a test that failed has left."""
-        if self.pid is not None:
-            self.kill()
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.stdout.close()
-        assert self.server.wait() == 0
-
-
-def str_of_path(value):
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 @pytest.fixture(scope="module")
 def server():
-    if not hasattr(os, "fork"):
-        pytest.skip("needs processes that fork")
-    forks = Forks()
-    yield forks
-    forks.close()
+    yield from serving(__file__)
 
 
 @pytest.fixture
@@ -757,7 +665,7 @@ def test_a_second_process_is_refused_and_the_file_is_free_when_the_first_has_end
     forks.start(hold, path)
     forks.hear()
     for _ in range(2):
-        with pytest.raises(BlockingIOError, match=r"maps is in use by another process; give every process a path"):
+        with pytest.raises(BlockingIOError, match=r"maps is in use by another .*; give each a path of its own"):
             build(path, resume=True)
     assert content(path) == before
     forks.kill()
@@ -765,7 +673,7 @@ def test_a_second_process_is_refused_and_the_file_is_free_when_the_first_has_end
 
 
 def test_reading_the_file_meanwhile_is_no_reason_to_let_another_process_in(forks, tmp_path):
-    """What POSIX does: a lock is gone once its process closes the file, even where it was opened a second time."""
+    """Unlike a lock of POSIX, which is gone once its process closes the file, though it was opened a second time."""
     path = tmp_path / "maps"
     build(path)
     forks.start(hold_after_load, path)
@@ -775,20 +683,6 @@ def test_reading_the_file_meanwhile_is_no_reason_to_let_another_process_in(forks
         build(path, resume=True)
     assert content(path) == before
     forks.kill()
-
-
-def test_an_update_is_refused_where_another_process_has_come_in(forks, tmp_path):
-    path = tmp_path / "maps"
-    ours = fill(build(path))
-    AttentionAccumulator.load(path)  # the lock is lost here
-    forks.start(hold, path)
-    forks.hear()
-    before = content(path)
-    with pytest.raises(BlockingIOError, match="in use"):
-        fill(ours, seed=1)
-    assert content(path) == before
-    forks.kill()
-    assert fill(ours, seed=1).offered == 6
 
 
 def test_a_process_that_makes_the_file_at_the_same_time_is_noticed(forks, tmp_path, monkeypatch):
@@ -806,13 +700,10 @@ def test_a_process_that_makes_the_file_at_the_same_time_is_noticed(forks, tmp_pa
     assert same(snapshot(build(path, resume=True)), snapshot(fill(build())))
 
 
-def test_a_file_system_without_links_or_reservation_or_locks_will_do(tmp_path, monkeypatch):
-    def refuse(*args):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
+def test_a_system_without_reservation_or_locks_will_do(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(mapping, "fcntl", None)
+    for module in (locking, replacing):
+        monkeypatch.setattr(module, "fcntl", None)
     fill(build(tmp_path / "maps"))
     assert os.listdir(tmp_path) == ["maps"]
     assert same(snapshot(build(tmp_path / "maps", resume=True)), snapshot(fill(build())))
@@ -1379,4 +1270,4 @@ def test_a_file_is_not_sent_to_other_processes(tmp_path):
 
 
 if __name__ == "__main__":
-    serve()
+    serve(globals())

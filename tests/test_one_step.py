@@ -130,6 +130,7 @@ def test_an_exception_at_any_line_leaves_all_or_nothing(kind, operation, where, 
         counts = accumulator.counts  # what is read at once, before anything else is asked of the accumulator
         found.append(case.check(accumulator))
         assert torch.equal(counts, case.counts[found[-1]])
+        del accumulator  # which has the file
     assert found == sorted(found)  # there is one moment from which on it is sure to happen
     assert found.count(False) > 3
     assert found.count(True) > 3
@@ -144,6 +145,7 @@ def test_an_exception_while_another_one_is_dealt_with_leaves_all_or_nothing_too(
         if not interrupted(range(step, step + 30), case.operate, accumulator, case.other):
             break
         found.add(case.check(accumulator))
+        del accumulator  # which has the file
     assert found == {False, True}
 
 

@@ -10,16 +10,17 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from oaa_lib.maps.locking import PathLike
+from oaa_lib.maps.replacing import replacing
+
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Shapes: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-PathLike: TypeAlias = str | os.PathLike[str]
 
 DTYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
@@ -119,42 +120,6 @@ def array_at(content: Bytes, entry: Entry) -> npt.NDArray[Any]:
 def as_bytes(array: npt.NDArray[Any]) -> Bytes:
     """The bytes of an array, in its own memory if it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-@contextlib.contextmanager
-def replacing(path: PathLike, *, new: bool = False) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place once it is complete and on the disk; or, if it must be new, fails."""
-    target = Path(path)
-    if new and target.is_symlink() and not target.exists():
-        raise ValueError(f"expected path as that of a file, got {path}, a link to no file; remove the link")
-    if new and os.path.lexists(target):
-        raise _exists(target)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            _link(partial, target)
-        else:
-            os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _link(partial: Path, target: Path) -> None:
-    """Give a file its name, unless another process has made one of that name meanwhile."""
-    try:
-        os.link(partial, target)
-    except FileExistsError as error:
-        raise _exists(target) from error
-    except OSError:  # a file system without links, where that process goes unnoticed
-        os.replace(partial, target)
-
-
-def _exists(path: Path) -> FileExistsError:
-    return FileExistsError(f"{path} exists; pass resume=True to go on with it, or take another path")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,7 @@
 """A store whose values live in a file, mapped into memory, and survive the process."""
 
-import importlib.util
 import math
-import mmap
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,13 +11,14 @@ import torch
 from torch import Tensor
 
 from oaa_lib.maps import files, state
-from oaa_lib.maps.files import Arrays, PathLike, array_at, as_bytes, blaming
+from oaa_lib.maps.files import Arrays, array_at, as_bytes, blaming
 from oaa_lib.maps.journal import Span, note, replay
+from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.layout import MapLayout
-from oaa_lib.maps.store import Change, Kept, Rows, Store
+from oaa_lib.maps.locking import FileLock, PathLike, open_regular
+from oaa_lib.maps.replacing import replacing
+from oaa_lib.maps.store import Change, Rows, Store
 
-# Windows has no fcntl: there a second process on one file goes unnoticed.
-fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 JOURNAL_BYTES = 1 << 22
 BLOCK = 1 << 20  # pixels that `reset` and `replace` write at a time
 
@@ -42,7 +40,7 @@ class MappedStore(Store):
     Raises:
         FileExistsError: there is a file, and no ``resume``.
         ValueError: another kind of file, a damaged one, or one of other owners or kinds; it stays as it is.
-        BlockingIOError: another process has locked the file.
+        BlockingIOError: another accumulator, of this process or another one, is at work on the file.
         OSError: the disk is full, the folder is missing.
     """
 
@@ -62,13 +60,12 @@ class MappedStore(Store):
             self._create(
                 path, state.expected(layout, kept), state.plain_of(layout, fusion, gate), state.arrays_of(layout)
             )
-        self._file = open(path, "r+b")  # noqa: SIM115 (stays open: it holds the lock)
-        weakref.finalize(self, self._file.close)
+        self._lock = FileLock(path)
         with blaming(path):
-            self._entries, plain = files.parse(self._file)
+            self._entries, plain = files.parse(self._lock.file)
             if not {"journal", "recorded"} <= set(self._entries):
                 raise ValueError("it was written by save(); read it with AttentionAccumulator.load")
-            self._content = np.frombuffer(mmap.mmap(self._file.fileno(), 0), dtype=np.uint8)
+            self._content = np.frombuffer(self._lock.map(), dtype=np.uint8)
             arrays = {name: array_at(self._content, entry) for name, entry in self._entries.items()}
             self._journal, self._recorded = arrays.pop("journal"), arrays.pop("recorded")
             journal = (self._journal.dtype, self._journal.ndim, self._recorded.dtype, self._recorded.shape)
@@ -77,7 +74,8 @@ class MappedStore(Store):
             found = state.from_file(arrays, plain)
             owners = state.read(found)
         state.fit(os.fspath(path), found, owners, layout, kept, fusion)
-        self._lock()
+        self._lock.take()
+        self._recover(path)
         tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
         self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
         self._begin = {name: entry.start for name, entry in self._entries.items()}
@@ -89,7 +87,7 @@ class MappedStore(Store):
         shapes["recorded"] = (np.dtype(np.int64), (1,))
         shapes["journal"] = (np.dtype(np.uint8), (max(JOURNAL_BYTES, 2 * self._largest_change),))
         header, entries = files.plan(shapes, plain, checked=False)
-        with files.replacing(path, new=True) as file:
+        with replacing(path, new=True) as file:
             size = max(entry.stop for entry in entries.values())
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)  # met later, a full disk would end the process
@@ -100,33 +98,24 @@ class MappedStore(Store):
                 file.seek(entries[name].start)
                 file.write(as_bytes(array).data)
 
-    def _lock(self) -> None:
-        """Keep other processes out until this one ends, and repeat what one that was killed had noted."""
-        self._claim()
-        with blaming(self._file.name):
+    def _recover(self, path: PathLike) -> None:
+        """Repeat what a process that was killed had noted."""
+        with blaming(path):
             if len(self._journal) < 2 * self._largest_change:
                 raise ValueError("its journal is too short")
             _repeat(self._content, self._entries)
         self._recorded[0] = 0
 
-    def _claim(self) -> None:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BlockingIOError(
-                    f"{self._file.name} is in use by another process; give every process a path of its own"
-                ) from error
-
     def is_at(self, path: PathLike) -> bool:
         """Whether a path leads to this file."""
-        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
+        return self._lock.is_at(path)
 
     def write(self, changes: Iterable[Change], numbers: Arrays | None = None) -> None:
         """Make changes, as one step if the journal has room for all of them; else whole pairs, and the totals last.
 
         Raises:
-            BlockingIOError: the file is in use by another process; it stays as it is.
+            BlockingIOError: this process was forked from the one that has the file; it stays as it is.
+            FileNotFoundError: the file was deleted, moved or replaced.
         """
         self.settle()
         totals, of_pairs = dict(numbers or {}), []
@@ -150,7 +139,7 @@ class MappedStore(Store):
         while following is not None:
             part, following = following, next(parts, None)
             last = following is None
-            self._claim()
+            self._lock.check()
             self.settle()
             end = note(self._journal, [*self._spans(part), *(spans if last else [])], self._begin)
             self._make(partial(self._perform, part, totals if last else {}, end))
@@ -224,7 +213,7 @@ def read(path: PathLike) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: another kind of file, or a damaged one.
     """
-    with open(path, "rb") as file, blaming(path):
+    with open_regular(path, "rb") as file, blaming(path):
         entries, plain = files.parse(file)
         file.seek(0)
         content = np.fromfile(file, dtype=np.uint8)

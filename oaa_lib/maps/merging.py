@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oaa_lib.maps.kept import Joint, Kept
 from oaa_lib.maps.pairs import IntArray
-from oaa_lib.maps.store import Change, Joint, Kept, Store, times_seen
+from oaa_lib.maps.store import Change, Store, times_seen
 
 Group: TypeAlias = Sequence[tuple[IntArray, tuple[int, int]]]
 BUCKET = 1 << 22  # pixels joined at a time, so that joining needs little memory beside the maps: 16 MiB in float32
@@ -27,7 +28,7 @@ def merge(into: Store, other: Store) -> None:
     if (refusal := joint(into).refusal) is not None:
         raise ValueError(refusal)
     names = ["maps", "counts", *(["missed"] if "missed" in into.kept and (into.partial or other.partial) else [])]
-    skipped = other.tensors["skipped"].to(into.device)
+    skipped = other.tensors["skipped"].to(into.device, copy=True)  # `other` may be the same
     tallies = Change(into.rows(np.arange(len(skipped))), (0, 0), {}, {"skipped": skipped})
     offered = into.numbers["offered"] + other.numbers["offered"]
     groups = list(into.layout.groups(BUCKET))

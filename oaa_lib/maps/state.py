@@ -14,9 +14,9 @@ from torch import Tensor
 from oaa_lib.arguments import shown
 from oaa_lib.maps.coding import DTYPES
 from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
+from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.layout import MapLayout
 from oaa_lib.maps.pairs import PairTable
-from oaa_lib.maps.store import Kept
 
 __all__ = ["BASES", "FOREIGN", "OWNERS"]
 BASES = ("maps", "missed")  # of which a state holds what they were at the last synchronize

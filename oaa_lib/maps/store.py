@@ -3,58 +3,19 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from oaa_lib.maps.kept import Joint, Kept
 from oaa_lib.maps.layout import MapLayout
+from oaa_lib.maps.locking import Turn
 from oaa_lib.maps.pairs import IntArray
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
-
-
-@runtime_checkable
-class Joint(Protocol):
-    """How the cumulative maps of two streams become one; a fusion says so."""
-
-    @property
-    def guarded(self) -> bool:
-        """Whether `join` may fail, since a part of it is the user's."""
-
-    @property
-    def reduction(self) -> Literal["max", "mean", "latest"] | None:
-        """The all-reduce that does it for many processes, if one does."""
-
-    @property
-    def refusal(self) -> str | None:
-        """Why two streams cannot become one; None if they can."""
-
-    def join(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
-        """One stored map of each pair from two, and from how often each of their pixels was seen."""
-
-
-class Kept(NamedTuple):
-    """One kind of value that is kept. Its shape, its reset, its part of a state and its merging follow from this.
-
-    Attributes:
-        dtype: of the values.
-        per: what has a value of its own: each pixel of a map, each pair, each class; or each class has two.
-        joined: how the values of two streams become one: ``"sum"``, a `Joint`, or None for what is no part of a stream.
-        on_host: whether the host keeps it wherever the maps live, so that reading it never waits for a device.
-    """
-
-    dtype: torch.dtype
-    per: Literal["pixel", "pair", "class", "class twice"]
-    joined: Literal["sum"] | Joint | None
-    on_host: bool = False
-
-    def shape(self, layout: MapLayout) -> tuple[int, ...]:
-        """Of the tensor that holds all values."""
-        pairs, classes = layout.pairs.num_pairs, layout.pairs.num_classes
-        return {"pixel": layout.shape, "pair": (pairs,), "class": (classes,), "class twice": (2, classes)}[self.per]
 
 
 class Rows(NamedTuple):
@@ -96,6 +57,7 @@ class Store:
         numbers: by name, what the host keeps.
         base: what a mean was when all processes last held the same (see `processes`); empty if they never did.
         partial: whether some accepted map did not show all of its image.
+        turn: held by the thread that reads or changes what belongs together.
     """
 
     def __init__(self, layout: MapLayout, kept: Mapping[str, Kept], device: torch.device | str = "cpu") -> None:
@@ -110,6 +72,7 @@ class Store:
         self.layout, self.kept, self.tensors, self.numbers = layout, kept, tensors, numbers
         self.base: dict[str, Tensor] = {}
         self.partial = False
+        self.turn = Turn()
         self._begun: Callable[[], None] | None = None
 
     def _make(self, step: Callable[[], None]) -> None:
