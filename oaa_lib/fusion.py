@@ -42,6 +42,8 @@ class OwnFusion(Fusion):
         self.own = own
         for name in ("storage_dtype", "order_free", "zero_is_neutral", "reduction", "not_mergeable"):
             setattr(self, name, getattr(own, name, getattr(Fusion, name)))
+        if self.reduction == "mean":
+            self.zero_is_neutral = False  # a mean needs to know what each pixel has missed
         self.merge = None if getattr(own, "merge", None) is None else self._merge
 
     def __call__(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
@@ -87,10 +89,10 @@ def resolve_fusion(value: str | Fuse) -> Fuse:
     known = f"one of {sorted(FUSIONS)} or a callable"
     if isinstance(value, str):
         name, settings = _parsed(value)
-        if name not in FUSIONS:
+        if name not in FUSIONS or not set(settings) <= set(FUSIONS[name].settings):
             advice = "; mix a mean and a maximum with oaa_lib.harmonic_mix" if name == "harmonic" else ""
             raise ValueError(f"expected fusion to be {known}, got {value!r}{advice}")
-        return type(FUSIONS[name])(**settings)
+        return type(FUSIONS[name])(**settings) if settings else FUSIONS[name]
     if isinstance(value, type):
         raise TypeError(f"expected fusion to be {known}, got the class {value.__name__}; pass an instance of it")
     if not callable(value):
@@ -100,9 +102,11 @@ def resolve_fusion(value: str | Fuse) -> Fuse:
 
 def _parsed(text: str) -> tuple[str, dict[str, float]]:
     """A name and settings, as `fusion_name` writes them; an empty name if it did not write the text."""
-    name, opened, settings = text.partition("(")
+    name, opened, settings = text.removesuffix(")").partition("(")
+    if bool(opened) != text.endswith(")"):
+        return "", {}
     try:
-        parts = dict(part.split("=") for part in settings.removesuffix(")").split(", ")) if opened else {}
+        parts = dict(part.split("=") for part in settings.split(", ")) if opened else {}
         return name, {setting: float(number) for setting, number in parts.items()}
     except ValueError:
         return "", {}

@@ -65,4 +65,4 @@ def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
         raise ValueError(f"expected before and after on one device, got {before.device} and {after.device}")
     first, second = before.float().flatten(-2), after.float().flatten(-2)
     first, second = (maps / maps.amax(-1, keepdim=True) for maps in (first, second))  # 0 / 0 is NaN
-    return F.cosine_similarity(first, second, dim=-1)
+    return F.cosine_similarity(first, second, dim=-1).clamp(max=1)  # a rounding may lead beyond

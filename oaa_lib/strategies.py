@@ -44,6 +44,7 @@ class Fusion(ABC):
     order_free: bool = False
     zero_is_neutral: bool = False
     label: ClassVar[str] = ""  # the name of a built-in one
+    settings: ClassVar[tuple[str, ...]] = ()  # attributes that belong to its name
     commutes_with_rounding: ClassVar[bool] = False  # then it is called on maps as they are stored, without a count
     guarded: ClassVar[bool] = False  # what it returns must be looked at
     reduction: Literal["max", "mean", "latest"] | None = None
@@ -82,7 +83,7 @@ class Fusion(ABC):
         return f"{type(self).__name__}({self._settings()})"
 
     def _settings(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.settings)
 
 
 class MaxFusion(Fusion):
@@ -103,7 +104,7 @@ class MaxFusion(Fusion):
 
     def merge(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
         """The maximum of both."""
-        return self(first, second)
+        return torch.maximum(first, second)  # not self(...): a class derived from this one may fuse otherwise
 
 
 class MeanFusion(Fusion):
@@ -136,7 +137,6 @@ class LatestFusion(Fusion):
     """
 
     label = "latest"
-    zero_is_neutral = True
     commutes_with_rounding = True
     reduction = "latest"
 
@@ -174,6 +174,7 @@ class ExponentialMovingAverage(Fusion):
     """
 
     label = "ema"
+    settings = ("momentum",)
     storage_dtype = torch.float32
     not_mergeable = (
         "an exponential moving average depends on the order of its maps, and two streams have no common order"
@@ -217,4 +218,4 @@ class NoisyOr(Fusion):
 
     def merge(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
         """The same of both."""
-        return self(first, second, first_count)
+        return first + (1 - first) * second

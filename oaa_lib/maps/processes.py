@@ -118,20 +118,32 @@ def _exchange_by_maximum(store: Store, exchange: Exchange, *, latest: bool) -> N
     exchange.reduce(best, dist.ReduceOp.MAX)
     exchange.reduce(new, dist.ReduceOp.SUM)
     total = store.tensors["synchronized"] + new
+    if latest:
+        _agree_on_partial(store, exchange)
+    names = ["maps", *(["counts", "missed"] if latest and store.partial else [])]
     for rows, size in store.blocks(BUCKET):
-        maps = store.read(["maps"], rows, size)["maps"]
+        now, counts = store.read(names, rows, size), total[rows.tensor]
         if latest:
-            maps = maps * (claim == best)[rows.tensor][:, None, None]
-        exchange.reduce(maps, dist.ReduceOp.MAX)
-        counts = total[rows.tensor]
-        store.write([Change(rows, size, {"maps": maps, "counts": counts, "synchronized": counts})])
+            ours = (claim == best)[rows.tensor].view(-1, 1, 1)
+            now["maps"] = now["maps"] * ours
+        if "missed" in now:  # a pixel that this map has never shown is known by none
+            seen = (ours & (times_seen(now["counts"], now["missed"]) > 0)).byte()
+            exchange.reduce(seen, dist.ReduceOp.MAX)
+            now["missed"] = torch.where(seen > 0, 0, counts.view(-1, 1, 1))
+        exchange.reduce(now["maps"], dist.ReduceOp.MAX)
+        store.write([Change(rows, size, {**now, "counts": counts, "synchronized": counts})])
+
+
+def _agree_on_partial(store: Store, exchange: Exchange) -> None:
+    """Whether any process has accepted a map that did not show all of its image."""
+    partial = torch.tensor([store.partial])
+    exchange.reduce(partial, dist.ReduceOp.MAX)
+    store.partial = bool(partial)
 
 
 def _exchange_means(store: Store, exchange: Exchange) -> None:
     """Sums and counts of what is new in each process, added to what all of them had (Eq. 10 of all streams)."""
-    partial = torch.tensor([store.partial])
-    exchange.reduce(partial, dist.ReduceOp.MAX)
-    store.partial = bool(partial)
+    _agree_on_partial(store, exchange)
     base = store.base
     for rows, size in store.blocks(BUCKET // 8):  # up to 15 values a pixel at a time
         values = _mean_of_all(store, base, rows, size, exchange)

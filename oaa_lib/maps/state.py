@@ -91,7 +91,10 @@ def fit(
     """
     belongs(what, owners, layout, fusion)
     wanted = {name: (each.dtype, each.shape(layout)) for name, each in kept.items()}
-    bases = {f"base_{name}": wanted[name] for name in BASES if f"base_{name}" in state}
+    given = [f"base_{name}" for name in BASES if f"base_{name}" in state]
+    if given and not set(BASES) <= wanted.keys():
+        raise ValueError(f"{what} holds {given[0]}, which only a mean has")
+    bases = {f"base_{name}": wanted[name] for name in BASES if given}
     for name, (dtype, shape) in {**wanted, **bases}.items():
         found = state.get(name)
         values = found if isinstance(found, Tensor) and found.layout == torch.strided and not found.is_meta else None
