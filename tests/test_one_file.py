@@ -80,8 +80,8 @@ def test_every_image_gets_a_label_of_its_classes(voc, out):
     ("content", "message"),
     [
         (None, r"is not in VOC layout: expected .*train_cls\.txt"),
-        ("image0 1\nlost 0\n", r"is not in VOC layout: expected .*lost\.jpg and ids for 'lost 0'"),
-        ("image0 cat\n", r"is not in VOC layout: expected .*image0\.jpg and ids for 'image0 cat'"),
+        ("image0 1\nlost 0\n", r"train_cls\.txt: there is no photograph of 'lost'"),
+        ("image0 cat\n", r"train_cls\.txt, line 1: expected lines NAME ID.*got 'image0 cat'"),
         ("image0\n", r"expected labels in .*train_cls\.txt"),
     ],
 )
