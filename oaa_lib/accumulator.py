@@ -1,6 +1,6 @@
 """The cumulative attention maps of a data set, and the online update that grows them (paper, section 3.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from typing_extensions import Self
 
 from oaa_lib.arguments import check_batch, file_path, flag, kind, on_device
 from oaa_lib.cumulative import CumulativeAttention, Indices
-from oaa_lib.fusion import Fuse, adapt, fusion_name, resolve_fusion
+from oaa_lib.fusion import Fuse, adapt, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import Normalization, change_of, into_frame, make_offer, what_is_kept
+from oaa_lib.loading import read_saved
 from oaa_lib.maps import mapped, merging, processes, state
-from oaa_lib.maps.files import blaming
 from oaa_lib.maps.layout import MapLayout
 from oaa_lib.maps.locking import PathLike, in_turn
 from oaa_lib.maps.pairs import PairTable
@@ -82,6 +82,8 @@ class AttentionAccumulator(CumulativeAttention):
         if flag("resume", resume) and path is None:
             raise ValueError("expected a path together with resume=True, got none")
         device = on_device(device, mapped=path is not None)
+        if isinstance(labels, PairTable) and keys is not None:
+            raise ValueError("expected no keys together with a PairTable, which has its own, got some")
         pairs = labels if isinstance(labels, PairTable) else PairTable.from_labels(labels, keys)
         self._fusion = adapt(resolve_fusion(fusion))
         self.gate = None if gate is None else resolve_gate(gate)
@@ -231,26 +233,10 @@ class AttentionAccumulator(CumulativeAttention):
             FileNotFoundError: no such file.
             ValueError: no accumulator file, a truncated one, or one that needs ``fusion`` or ``gate``.
         """
-        name, device = file_path("path", path), on_device(device)
-        found = mapped.read(name)
-        with blaming(path):
-            owners = state.read(found)
-        fusion = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else resolve_fusion(fusion)
-        gate = (
-            _made_with(name, "gate", found["gate"], resolve_gate) if isinstance(gate, str) and gate == "saved" else gate
-        )
-        layout, kept = owners.layout, what_is_kept(adapt(fusion), dtype := found["maps"].dtype)
-        state.fit(name, found, owners, layout, kept, fusion_name(fusion))  # or a file could claim more than it holds
-        accumulator = cls(layout.pairs, layout.map_size, fusion=fusion, gate=gate, dtype=dtype, device=device)
-        accumulator._take(name, found, owners)
+        device = on_device(device)
+        saved = read_saved(file_path("path", path), fusion, gate)
+        layout, dtype = saved.owners.layout, saved.state["maps"].dtype
+        options = {"fusion": saved.fusion, "gate": saved.gate, "dtype": dtype, "device": device}
+        accumulator = cls(layout.pairs, layout.map_size, **options)
+        accumulator._take(saved.name, saved.state, saved.owners)
         return accumulator
-
-
-def _made_with(name: str, part: str, saved: Any, resolve: Callable[[Any], Any]) -> Any:
-    """The fusion or the gate that a file names."""
-    if isinstance(saved, str) and saved.startswith("own:"):
-        raise ValueError(f"{name} was made with your own {part} {saved!r}; pass it again as {part}=")
-    try:
-        return None if saved is None else resolve(saved)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} was made with another {part}: {error}") from error

@@ -119,8 +119,6 @@ class CumulativeAttention:
             f"gate={gate_name(self.gate)!r}, dtype={self.dtype}, device={self.device})"
         )
 
-    # The maps
-
     def __getitem__(self, indices: Indices) -> Tensor:
         """Soft labels of a batch of whole images, see `soft_labels`: (B, C, H, W) float32 in [0, 1] on `device`.
 
