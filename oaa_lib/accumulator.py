@@ -10,10 +10,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from oaa_lib.arguments import check_batch, file_path, flag, kind, on_device
-from oaa_lib.cumulative import CumulativeAttention, Indices
+from oaa_lib.cumulative import Indices
 from oaa_lib.fusion import Fuse, adapt, resolve_fusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import Normalization, change_of, into_frame, make_offer, what_is_kept
+from oaa_lib.keeping import KeptAttention
 from oaa_lib.loading import read_saved
 from oaa_lib.maps import mapped, merging, processes, state
 from oaa_lib.maps.layout import MapLayout
@@ -23,7 +24,7 @@ from oaa_lib.maps.store import Change, Store
 from oaa_lib.views import Views, check_views
 
 
-class AttentionAccumulator(CumulativeAttention):
+class AttentionAccumulator(KeptAttention):
     """Keeps one cumulative attention map for every (image, target class) pair of a data set, and fuses online.
 
     A map is stored for labelled pairs only. An image without label owns none, and `update` passes it over: negatives

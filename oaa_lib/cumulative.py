@@ -1,6 +1,6 @@
-"""Reading cumulative attention: soft labels, attention, counts; and keeping it: states and files."""
+"""Reading cumulative attention: soft labels, attention, counts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,16 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oaa_lib.arguments import file_path, kind, shown, whole_number
+from oaa_lib.arguments import shown, whole_number
 from oaa_lib.fusion import Fuse, Fusion, OwnFusion
 from oaa_lib.gating import Gate, gate_name
 from oaa_lib.growing import resize
-from oaa_lib.maps import state
 from oaa_lib.maps.coding import decode
-from oaa_lib.maps.files import write_file
 from oaa_lib.maps.layout import LARGEST
-from oaa_lib.maps.locking import PathLike, in_turn
-from oaa_lib.maps.mapped import MappedStore
+from oaa_lib.maps.locking import in_turn
 from oaa_lib.maps.pairs import IntArray, PairTable
 from oaa_lib.maps.store import Store, to_device
 from oaa_lib.statistics import Statistics
@@ -27,7 +24,7 @@ Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
 
 
 class CumulativeAttention:
-    """The cumulative attention maps of a data set, to be read, saved and restored. See `AttentionAccumulator`."""
+    """The cumulative attention maps of a data set, to be read. See `AttentionAccumulator`."""
 
     gate: Gate | None
     _fusion: Fusion
@@ -185,61 +182,6 @@ class CumulativeAttention:
     def _maps(self, rows: IntArray, size: tuple[int, int]) -> Tensor:
         """(K, H, W) float32 maps of one size."""
         return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"])
-
-    # Keeping it
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps.
-
-        `torch.distributed.checkpoint` takes it as it is; call `AttentionAccumulator.synchronize` before saving with
-        that.
-        """
-        return {**self._store.state(), **state.describe(self._store.layout, self._fusion.name)}
-
-    @torch.no_grad()
-    @in_turn
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of the same data set; a copy is taken.
-
-        Raises:
-            TypeError: no dictionary.
-            ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
-                nothing is changed then.
-        """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"expected state_dict as that of an AttentionAccumulator, got {kind(state_dict)}")
-        missing = {*self._store.kept, *state.OWNERS} - set(state_dict)
-        if missing:
-            raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
-        try:
-            owners = state.read(state_dict)
-        except state.FOREIGN as error:
-            raise ValueError(
-                f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
-            ) from error
-        self._take("the state", state_dict, owners)
-
-    def _take(self, what: str, state_dict: Mapping[str, Any], owners: state.Owners) -> None:
-        state.fit(what, state_dict, owners, self._store.layout, self._store.kept, self._fusion.name)
-        base = {name: state_dict[f"base_{name}"] for name in state.BASES if f"base_{name}" in state_dict}
-        self._store.replace(state_dict, base)
-
-    @in_turn
-    def save(self, path: PathLike) -> None:
-        """Write everything to one file (the layout of safetensors, no pickle). It appears whole or not at all.
-
-        Args:
-            path: where; an existing file is replaced only once the new one is complete.
-
-        Raises:
-            ValueError: these maps live in the file at ``path``, where they are kept anyway.
-        """
-        path = file_path("path", path)
-        if isinstance(self._store, MappedStore) and self._store.is_at(path):
-            raise ValueError(f"expected another path than {path}: the maps live there, and are kept already")
-        arrays = {name: value.cpu().numpy() for name, value in self._store.state().items()}
-        layout, fusion = self._store.layout, self._fusion.name
-        write_file(path, {**arrays, **state.arrays_of(layout)}, state.plain_of(layout, fusion, gate_name(self.gate)))
 
 
 def _checked_size(size: Any) -> tuple[int, int]:

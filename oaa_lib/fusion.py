@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from oaa_lib.arguments import floats
+from oaa_lib.arguments import floats, kind, shown
 from oaa_lib.maps.coding import outside
 from oaa_lib.strategies import ExponentialMovingAverage, Fusion, LatestFusion, MaxFusion, MeanFusion, NoisyOr
 
@@ -45,6 +45,12 @@ class OwnFusion(Fusion):
         if self.reduction == "mean":
             self.zero_is_neutral = False  # a mean needs to know what each pixel has missed
         self.merge = None if getattr(own, "merge", None) is None else self._merge
+        if self.merge is not None and not callable(own_merge := getattr(own, "merge", None)):
+            raise TypeError(f"expected the fusion's merge to be a function, got {kind(own_merge)}")
+        if self.reduction not in (None, "max", "mean", "latest"):
+            raise ValueError(
+                f"expected the fusion's reduction to be 'max', 'mean', 'latest' or None, got {shown(self.reduction)}"
+            )
 
     def __call__(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
         """What the user's fusion returns, float32. It may write on what it is given."""
@@ -55,7 +61,9 @@ class OwnFusion(Fusion):
         merged = _checked(
             "the fusion's merge", own.merge(first.clone(), second.clone(), first_count, second_count), first
         )
-        outside(merged, "the result of the fusion's merge", "fix the merge method")
+        what, advice = "the result of the fusion's merge", "fix the merge method"
+        if outside(merged, what, advice).any():  # on an accelerator, which a merge may wait for
+            outside(merged.cpu(), what, advice)
         return merged.clamp(0, 1)
 
     @property
@@ -174,8 +182,10 @@ def harmonic_mix(mean: Tensor, maximum: Tensor) -> Tensor:
 
 
 def _checked(what: str, result: object, like: Tensor) -> Tensor:
-    if not isinstance(result, Tensor):
-        raise TypeError(f"expected {what} to return a tensor, got {type(result).__name__}")
+    if not isinstance(result, Tensor) or result.layout != torch.strided or result.is_complex():
+        raise TypeError(f"expected {what} to return a tensor of real numbers, got {kind(result)}")
     if result.shape != like.shape:
         raise ValueError(f"expected {what} to return shape {tuple(like.shape)}, got {tuple(result.shape)}")
+    if result.device != like.device:
+        raise ValueError(f"expected {what} to return a tensor on {like.device}, got one on {result.device}")
     return result.float()

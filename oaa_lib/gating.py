@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oaa_lib.arguments import floats
+from oaa_lib.arguments import floats, kind
 
 
 class Gate(Protocol):
@@ -120,9 +120,11 @@ def judge(gate: Gate, logits: Tensor, labels: Tensor) -> Tensor:
     if gate in GATES.values():
         return gate(logits, labels)
     passed: object = gate(logits.nan_to_num(-math.inf), labels)
-    if not isinstance(passed, Tensor) or passed.dtype != torch.bool or passed.shape != labels.shape:
-        found = (passed.dtype, tuple(passed.shape)) if isinstance(passed, Tensor) else type(passed).__name__
-        raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {found}")
+    right = isinstance(passed, Tensor) and passed.dtype == torch.bool and passed.layout == torch.strided
+    if not isinstance(passed, Tensor) or not right or passed.shape != labels.shape:
+        raise TypeError(f"expected the gate to return bool of shape {tuple(labels.shape)}, got {kind(passed)}")
+    if passed.device != labels.device:
+        raise ValueError(f"expected the gate to return a tensor on {labels.device}, got one on {passed.device}")
     return passed
 
 

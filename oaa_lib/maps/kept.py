@@ -7,6 +7,8 @@ from torch import Tensor
 
 from oaa_lib.maps.layout import MapLayout
 
+MOST = 3 << 29  # maps that a pair may have accepted when something is loaded or joined: far from where int32 ends
+
 
 @runtime_checkable
 class Joint(Protocol):

@@ -76,7 +76,9 @@ class MappedStore(Store):
         state.fit(os.fspath(path), found, owners, layout, kept, fusion)
         self._lock.take()
         self._recover(path)
-        tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
+        with blaming(path), torch.inference_mode(False):  # whose tensors could not be changed outside of it
+            tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
+            state.check_values(tensors)
         self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
         self._begin = {name: entry.start for name, entry in self._entries.items()}
         self.look()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaa_lib.maps.kept import Joint, Kept
+from oaa_lib.maps.kept import MOST, Joint, Kept
 from oaa_lib.maps.pairs import IntArray
 from oaa_lib.maps.store import Change, Store, times_seen
 
@@ -23,10 +23,13 @@ def merge(into: Store, other: Store) -> None:
     last.
 
     Raises:
-        ValueError: the fusion cannot tell what both streams come to, or its result is no map; nothing is changed then.
+        ValueError: the fusion cannot tell what both streams come to, or its result is no map; or a pair would have
+            accepted more than `MOST` maps (on an accelerator its count stays at that). Nothing is changed then.
     """
     if (refusal := joint(into).refusal) is not None:
         raise ValueError(refusal)
+    if into.device.type == other.device.type == "cpu" and _most(into, other) > MOST:  # elsewhere a look would wait
+        raise ValueError(f"expected pairs that have accepted at most {MOST} maps together, got more; reset one of them")
     names = ["maps", "counts", *(["missed"] if "missed" in into.kept and (into.partial or other.partial) else [])]
     skipped = other.tensors["skipped"].to(into.device, copy=True)  # `other` may be the same
     tallies = Change(into.rows(np.arange(len(skipped))), (0, 0), {}, {"skipped": skipped})
@@ -38,6 +41,10 @@ def merge(into: Store, other: Store) -> None:
     for group in groups[:-1]:
         into.write(_joined(into, other, names, group))
     into.write([*_joined(into, other, names, groups[-1]), tallies], {"offered": offered})
+
+
+def _most(into: Store, other: Store) -> int:
+    return int((into.tensors["counts"].long() + other.tensors["counts"]).max())
 
 
 def _joined(into: Store, other: Store, names: list[str], group: Group) -> list[Change]:
@@ -66,5 +73,5 @@ def join(kept: Mapping[str, Kept], first: dict[str, Tensor], second: dict[str, T
         if isinstance(how, Joint):
             joined[name] = how.join(first[name], second[name], *times)
         else:
-            joined[name] = first[name] + second[name]
+            joined[name] = (first[name].long() + second[name]).clamp(max=MOST).to(first[name].dtype)
     return joined

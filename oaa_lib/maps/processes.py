@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from oaa_lib.maps.coding import decode, encode
+from oaa_lib.maps.kept import MOST
 from oaa_lib.maps.merging import BUCKET, join, joint
 from oaa_lib.maps.state import BASES
 from oaa_lib.maps.store import Change, Rows, Store, times_seen
@@ -80,9 +81,11 @@ def _agree(store: Store, fusion: str, exchange: Exchange) -> None:
         fingerprint.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     ours = int.from_bytes(fingerprint.digest()[:7], "little")
     refusal = joint(store).refusal or _unknown_base(store, fusion)
-    votes = torch.tensor([ours, -ours, refusal is not None])
+    known = store.tensors["synchronized"]
+    newest = int((store.tensors["counts"] - known).max())
+    votes = torch.tensor([ours, -ours, refusal is not None, newest])
     exchange.reduce(votes, dist.ReduceOp.MAX)
-    largest, negative_smallest, refused = votes.tolist()
+    largest, negative_smallest, refused, newest = votes.tolist()
     if largest != -negative_smallest:
         raise ValueError(
             "expected the same labels, keys, map size, fusion and dtype on all processes, and the same last "
@@ -90,6 +93,10 @@ def _agree(store: Store, fusion: str, exchange: Exchange) -> None:
         )
     if refused:
         raise ValueError(refusal or "another process of the group cannot synchronize; its own error says why")
+    if int(known.max()) + newest * exchange.size > MOST:
+        raise ValueError(
+            f"expected pairs that have accepted at most {MOST} maps in all processes, got more; reset them"
+        )
 
 
 def _unknown_base(store: Store, fusion: str) -> str | None:

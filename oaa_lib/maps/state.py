@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from oaa_lib.arguments import shown
-from oaa_lib.maps.coding import DTYPES
+from oaa_lib.maps.coding import DTYPES, ROUNDING
 from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
-from oaa_lib.maps.kept import Kept
+from oaa_lib.maps.kept import MOST, Kept
 from oaa_lib.maps.layout import MapLayout
 from oaa_lib.maps.pairs import PairTable
 
@@ -104,6 +104,23 @@ def fit(
                 f"{what} has another dtype or size: expected {name} of shape {shape} and {dtype}, got {arrived}; build "
                 "the accumulator with the dtype of the state"
             )
+
+
+def check_values(state: Mapping[str, Any]) -> None:
+    """Whether the maps of a state that fits are maps, and the counts could be true. Waits for the device.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for name in ("maps", "base_maps"):
+        if name in state and state[name].is_floating_point():
+            low, high = (float(value) for value in state[name].detach().aminmax())
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+                raise ValueError(f"expected {name} in [0, 1], got [{low:.4g}, {high:.4g}]")
+    for name in ("counts", "synchronized"):
+        low, high = (int(value) for value in state[name].aminmax())
+        if low < 0 or high > MOST:
+            raise ValueError(f"expected {name} in [0, {MOST}], got [{low}, {high}]")
 
 
 def belongs(what: str, owners: Owners, layout: MapLayout, fusion: str) -> None:

@@ -61,11 +61,12 @@ class Store:
     """
 
     def __init__(self, layout: MapLayout, kept: Mapping[str, Kept], device: torch.device | str = "cpu") -> None:
-        zeros = {
-            name: torch.zeros(each.shape(layout), dtype=each.dtype, device=device)
-            for name, each in kept.items()
-            if not each.on_host
-        }
+        with torch.inference_mode(False):  # whose tensors could not be changed outside of it
+            zeros = {
+                name: torch.zeros(each.shape(layout), dtype=each.dtype, device=device)
+                for name, each in kept.items()
+                if not each.on_host
+            }
         self._use(layout, kept, zeros, {n: np.zeros(k.shape(layout), np.int64) for n, k in kept.items() if k.on_host})
 
     def _use(self, layout: MapLayout, kept: Mapping[str, Kept], tensors: dict[str, Tensor], numbers: Arrays) -> None:
@@ -108,7 +109,7 @@ class Store:
         """Keep what a mean is now that all processes hold the same: what comes later could not be told from it."""
         joined = self.kept["maps"].joined
         if isinstance(joined, Joint) and joined.reduction == "mean":
-            self.base = {name: self.tensors[name].clone() for name in ("maps", "missed")}
+            self._copy_base({name: self.tensors[name] for name in ("maps", "missed")})
 
     def rows(self, numbers: IntArray) -> Rows:
         """Rows by their numbers."""
@@ -187,8 +188,12 @@ class Store:
 
     def _know(self, base: Mapping[str, Tensor]) -> None:
         """Take a copy of a base, and look at what is new."""
-        self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
+        self._copy_base(base)
         self.look()
+
+    def _copy_base(self, base: Mapping[str, Tensor]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.base = {name: tensor.to(self.device, copy=True) for name, tensor in base.items()}
 
     def state(self) -> dict[str, Tensor]:
         """All that is kept, as tensors that share its memory."""
