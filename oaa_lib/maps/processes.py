@@ -128,7 +128,7 @@ def _exchange_by_maximum(store: Store, exchange: Exchange, *, latest: bool) -> N
     if latest:
         _agree_on_partial(store, exchange)
     names = ["maps", *(["counts", "missed"] if latest and store.partial else [])]
-    for rows, size in store.blocks(BUCKET):
+    for rows, size in store.blocks(BUCKET // 2):
         now, counts = store.read(names, rows, size), total[rows.tensor]
         if latest:
             ours = (claim == best)[rows.tensor].view(-1, 1, 1)

@@ -133,7 +133,9 @@ class Store:
 
     def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
         """Make changes, and replace numbers that the host keeps, as one step."""
-        versions = {name: self.tensors[name]._version for change in changes for name in change.raised}
+        tallies = {name for change in changes for name in change.raised}
+        compiling = torch.compiler.is_compiling()  # then a version is no number, and nothing can be finished later
+        versions = {} if compiling else {name: self.tensors[name]._version for name in tallies}
         self._make(partial(self._apply, changes, numbers or {}, versions))
 
     def _apply(self, changes: Sequence[Change], numbers: Arrays, versions: Mapping[str, int]) -> None:
@@ -143,7 +145,7 @@ class Store:
             self._write(change)
             self.partial |= "missed" in change.values
             for name, amounts in change.raised.items():
-                if raised[name]:
+                if raised.get(name):
                     raised[name] -= 1
                 else:
                     self.tensors[name].index_add_(0, change.rows.tensor, amounts.to(self.tensors[name].dtype))
