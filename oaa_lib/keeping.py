@@ -21,7 +21,8 @@ class KeptAttention(CumulativeAttention):
         """All that is kept, as tensors (sharing memory with this object) and plain values; also who owns the maps.
 
         `torch.distributed.checkpoint` takes it as it is; call `AttentionAccumulator.synchronize` before saving with
-        that.
+        that. Whoever changes the tensors of an accumulator with ``path=`` gives them to `load_state_dict`, or its file
+        will not fit its checksums.
         """
         return {**self._store.state(), **state.describe(self._store.layout, self._fusion.name)}
 
@@ -73,3 +74,19 @@ class KeptAttention(CumulativeAttention):
         arrays = {name: value.cpu().numpy() for name, value in self._store.state().items()}
         layout, fusion = self._store.layout, self._fusion.name
         write_file(path, {**arrays, **state.arrays_of(layout)}, state.plain_of(layout, fusion, gate_name(self.gate)))
+
+    @in_turn
+    def verify(self) -> None:
+        """Compare what is in the file at ``path=`` with its checksums, as is done when it is opened.
+
+        Maps in memory have none, nor do files that were made before there were any: there is nothing to compare.
+
+        Raises:
+            ValueError: the file is damaged; the message says how much of it. Go on from what was saved last.
+
+        Example:
+            >>> from oaa_lib import AttentionAccumulator
+            >>> AttentionAccumulator([[1]], (1, 1)).verify()
+        """
+        if isinstance(self._store, MappedStore):
+            self._store.verify()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from oaa_lib.fusion import Fuse, adapt, fusion_name, resolve_fusion
 from oaa_lib.gating import Gate, resolve_gate
 from oaa_lib.growing import what_is_kept
-from oaa_lib.maps import mapped, state
+from oaa_lib.maps import mapped_file, state
 from oaa_lib.maps.files import blaming
 
 
@@ -30,7 +30,7 @@ class Saved(NamedTuple):
 
 def read_saved(name: str, fusion: str | Fuse | None, gate: str | Gate | None) -> Saved:
     """A file that `AttentionAccumulator.save` wrote, or a copy of a mapped one; arguments and errors as its `load`."""
-    found = mapped.read(name)
+    found = mapped_file.read(name)
     with blaming(name):
         owners = state.read(found)
     fusion = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else resolve_fusion(fusion)

@@ -33,7 +33,7 @@ from oaa_lib.fusion import ExponentialMovingAverage
 from oaa_lib.maps import locking, replacing
 from oaa_lib.maps import mapped as mapping
 from oaa_lib.maps.files import Entry
-from oaa_lib.maps.journal import Span
+from oaa_lib.maps.journal import Span, seal
 from oaa_lib.maps.mapped import MappedStore
 from oaa_lib.maps.store import Store
 
@@ -385,12 +385,13 @@ def die_while_writing(kind, path, number, step):
 def die_with_garbage_in_place(kind, path, number):
     perform = MappedStore._perform
 
-    def scribble(store, changes, totals, end):
+    def scribble(store, changes, totals, seals, recorded):
         garbage = [c._replace(values={name: torch.full_like(v, 77) for name, v in c.values.items()}) for c in changes]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "_recorded", store._recorded.copy())  # which stays at 0
-            perform(store, garbage, {name: np.full_like(numbers, 77) for name, numbers in totals.items()}, 0)
-        store._recorded[0] = end
+            seals = [np.full_like(each, 77) for each in seals]
+            perform(store, garbage, {name: np.full_like(numbers, 77) for name, numbers in totals.items()}, seals, 0)
+        store._recorded[0] = recorded
         kill()
 
     MappedStore._perform = scribble
@@ -1087,7 +1088,8 @@ def journal(*spans, recorded=None):
         for count, length, places, values in [(1, 1, [2048], b"\x07"), *spans]:
             data += np.int64([count, length, *places]).tobytes() + values
         arrays["journal"][: len(data)] = np.frombuffer(data, dtype=np.uint8)
-        arrays["recorded"][0] = len(data) if recorded is None else recorded(len(data))
+        end = len(data) if recorded is None else recorded(len(data))
+        arrays["recorded"][0] = seal(arrays["journal"], end) if 0 <= end <= len(arrays["journal"]) else end
 
     return change
 

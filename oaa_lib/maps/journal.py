@@ -4,6 +4,7 @@ The journal is a part of the file. It holds spans one after the other, each as t
 bytes each), then the offset of each row in the file, then the rows. Making the same changes twice does no harm.
 """
 
+import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oaa_lib.maps.files import Bytes, as_bytes
+
+SEAL = 0x7FFFFFFF
 
 
 class Span(NamedTuple):
@@ -42,6 +45,23 @@ def note(journal: Bytes, spans: Iterable[Span], begin: dict[str, int]) -> int:
             journal[stop : stop + len(part)] = part
             stop += len(part)
     return stop
+
+
+def seal(journal: Bytes, end: int) -> int:
+    """So many bytes of a journal and their checksum, in one number, which is written at once: that they are valid."""
+    return end | (zlib.crc32(journal[:end].data) & SEAL) << 32
+
+
+def unsealed(journal: Bytes, number: int) -> int:
+    """How many bytes of a journal are valid.
+
+    Raises:
+        ValueError: their checksum does not fit.
+    """
+    end = number & 0xFFFFFFFF
+    if end > len(journal) or number != (seal(journal, end) if end else 0):
+        raise ValueError("its journal is damaged")
+    return end
 
 
 def replay(content: Bytes, journal: Bytes, end: int, first: int) -> None:

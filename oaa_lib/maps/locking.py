@@ -87,7 +87,7 @@ class FileLock:
 
     def __init__(self, path: PathLike) -> None:
         self.file = open_regular(path, "r+b")
-        self._path, self._status = os.path.realpath(path), os.fstat(self.file.fileno())
+        self.path, self._status = os.path.realpath(path), os.fstat(self.file.fileno())
         weakref.finalize(self, self.file.close)
         _OF_THIS_PROCESS.add(self)
 
@@ -102,11 +102,11 @@ class FileLock:
             taken = try_lock(self.file)
         except OSError as error:
             raise OSError(
-                error.errno, f"{self._path} cannot be locked ({error.strerror}); keep it on a local disk"
+                error.errno, f"{self.path} cannot be locked ({error.strerror}); keep it on a local disk"
             ) from error
         if not taken:
             raise BlockingIOError(
-                f"{self._path} is in use by another process, or by another accumulator of this one; "
+                f"{self.path} is in use by another process, or by another accumulator of this one; "
                 "give each a path of its own"
             )
 
@@ -116,9 +116,9 @@ class FileLock:
         Raises:
             FileNotFoundError: the file was replaced meanwhile.
         """
-        with open_regular(self._path, "r+b") as file:
+        with open_regular(self.path, "r+b") as file:
             if not os.path.samestat(os.fstat(file.fileno()), self._status):
-                raise FileNotFoundError(f"{self._path} was replaced while it was being opened")
+                raise FileNotFoundError(f"{self.path} was replaced while it was being opened")
             return mmap.mmap(file.fileno(), 0)
 
     def check(self) -> None:
@@ -130,11 +130,11 @@ class FileLock:
         """
         if self.file.closed:
             raise BlockingIOError(
-                f"{self._path} is in use by another process, from which this one was forked; change the maps there"
+                f"{self.path} is in use by another process, from which this one was forked; change the maps there"
             )
-        if not self.is_at(self._path):
+        if not self.is_at(self.path):
             raise FileNotFoundError(
-                f"{self._path} was deleted, moved or replaced while its maps were in use; they are still here: save() "
+                f"{self.path} was deleted, moved or replaced while its maps were in use; they are still here: save() "
                 "them to another path"
             )
 

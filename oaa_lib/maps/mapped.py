@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaa_lib.maps import files, state
-from oaa_lib.maps.files import Arrays, array_at, as_bytes, blaming
-from oaa_lib.maps.journal import Span, note, replay
+from oaa_lib.maps import files, mapped_file, state
+from oaa_lib.maps.files import Arrays, array_at, blaming
+from oaa_lib.maps.journal import Span, note, seal
 from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.layout import MapLayout
-from oaa_lib.maps.locking import FileLock, PathLike, open_regular
-from oaa_lib.maps.replacing import replacing
+from oaa_lib.maps.locking import FileLock, PathLike
+from oaa_lib.maps.seals import Numbers, Seals, columns
 from oaa_lib.maps.store import Change, Rows, Store
 
 JOURNAL_BYTES = 1 << 22
@@ -57,9 +57,9 @@ class MappedStore(Store):
         pixels = layout.largest_map * sum(each.dtype.itemsize for each in kept.values() if each.per == "pixel")
         self._largest_change = pixels + 32 * layout.pairs.num_classes + 1024  # of one pair, and room for the totals
         if not (resume and os.path.exists(path)):
-            self._create(
-                path, state.expected(layout, kept), state.plain_of(layout, fusion, gate), state.arrays_of(layout)
-            )
+            room = max(JOURNAL_BYTES, 2 * self._largest_change)
+            plain, owners_arrays = state.plain_of(layout, fusion, gate), state.arrays_of(layout)
+            mapped_file.create(path, state.expected(layout, kept), plain, owners_arrays, room)
         self._lock = FileLock(path)
         with blaming(path):
             self._entries, plain = files.parse(self._lock.file)
@@ -75,38 +75,35 @@ class MappedStore(Store):
             owners = state.read(found)
         state.fit(os.fspath(path), found, owners, layout, kept, fusion)
         self._lock.take()
-        self._recover(path)
-        with blaming(path), torch.inference_mode(False):  # whose tensors could not be changed outside of it
+        with torch.inference_mode(False):  # whose tensors could not be changed outside of it
             tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
-            state.check_values(tensors)
         self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
         self._begin = {name: entry.start for name, entry in self._entries.items()}
+        self._recover(path, arrays, plain)
         self.look()
 
-    def _create(self, path: PathLike, shapes: files.Shapes, plain: dict[str, Any], fixed: Arrays) -> None:
-        """Make a file of zeros with the owners filled in; its disk space is reserved."""
-        shapes = {**shapes, **{name: (array.dtype, array.shape) for name, array in fixed.items()}}
-        shapes["recorded"] = (np.dtype(np.int64), (1,))
-        shapes["journal"] = (np.dtype(np.uint8), (max(JOURNAL_BYTES, 2 * self._largest_change),))
-        header, entries = files.plan(shapes, plain, checked=False)
-        with replacing(path, new=True) as file:
-            size = max(entry.stop for entry in entries.values())
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # met later, a full disk would end the process
-            else:
-                file.truncate(size)
-            file.write(header)
-            for name, array in fixed.items():
-                file.seek(entries[name].start)
-                file.write(as_bytes(array).data)
-
-    def _recover(self, path: PathLike) -> None:
-        """Repeat what a process that was killed had noted."""
+    def _recover(self, path: PathLike, arrays: Arrays, plain: dict[str, Any]) -> None:
+        """Repeat what a process that was killed had noted, and see whether all of it is sound."""
         with blaming(path):
             if len(self._journal) < 2 * self._largest_change:
                 raise ValueError("its journal is too short")
-            _repeat(self._content, self._entries)
-        self._recorded[0] = 0
+            mapped_file.repeat(self._content, self._entries)
+            self._recorded[0] = 0
+            self._seals = Seals(self.layout, arrays, plain) if "seals" in arrays else None
+            if self._seals is not None:
+                self._seals.check()
+            state.check_values(self.tensors)
+
+    def verify(self) -> None:
+        """Compare everything with its checksums, if the file has any; files made before they were added have none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        self.settle()
+        if self._seals is not None:
+            with blaming(self._lock.path):
+                self._seals.check()
 
     def is_at(self, path: PathLike) -> bool:
         """Whether a path leads to this file."""
@@ -135,6 +132,7 @@ class MappedStore(Store):
         return change._replace(values={**change.values, **raised}, raised={})
 
     def _write_parts(self, changes: Iterable[Change], totals: Arrays) -> None:
+        totals = self._sealed(totals)
         spans = [Span(name, np.zeros(1, dtype=np.int64), values[None]) for name, values in totals.items()]
         parts = self._parts(changes, len(self._journal) - sum(span.room for span in spans))
         following: list[Change] | None = next(parts)
@@ -143,8 +141,22 @@ class MappedStore(Store):
             last = following is None
             self._lock.check()
             self.settle()
-            end = note(self._journal, [*self._spans(part), *(spans if last else [])], self._begin)
-            self._make(partial(self._perform, part, totals if last else {}, end))
+            seals = self._seals_of(part)
+            end = note(self._journal, [*self._spans(part, seals), *(spans if last else [])], self._begin)
+            recorded = end if self._seals is None else seal(self._journal, end)
+            self._make(partial(self._perform, part, totals if last else {}, seals, recorded))
+
+    def _sealed(self, totals: Arrays) -> Arrays:
+        """Totals, and the checksum of all of them."""
+        if self._seals is None or not totals:
+            return totals
+        return {**totals, "sealed": np.array([self._seals.owners, self._seals.totals(totals)])}
+
+    def _seals_of(self, changes: Sequence[Change]) -> list[Numbers]:
+        """The checksums (K, columns) of the pairs of each change, as they will be."""
+        if self._seals is None:
+            return []
+        return [self._seals.rows(c.rows.numbers, {n: v.numpy() for n, v in c.values.items()}) for c in changes]
 
     def _count(self, change: Change, totals: Arrays) -> None:
         """Put into ``totals`` what a change makes of the tallies of classes; several may change the same one."""
@@ -154,12 +166,16 @@ class MappedStore(Store):
             so_far = torch.from_numpy(totals[name]) if name in totals else self.tensors[name]
             totals[name] = so_far.index_add(0, change.rows.tensor, amounts.to(so_far.dtype)).numpy()
 
-    def _perform(self, changes: Sequence[Change], totals: Arrays, end: int) -> None:
-        """Make changes that are noted in so many bytes of the journal."""
-        self._recorded[0] = end  # from here on the changes are sure to happen
+    def _perform(self, changes: Sequence[Change], totals: Arrays, seals: Sequence[Numbers], recorded: int) -> None:
+        """Make changes that are noted in the journal; ``recorded`` says in how much of it."""
+        self._recorded[0] = recorded  # from here on the changes are sure to happen
         self._apply(changes, {name: values for name, values in totals.items() if name in self.numbers}, {})
         for name in totals.keys() & self.tensors.keys():
             self.tensors[name].copy_(torch.from_numpy(totals[name]))
+        if self._seals is not None:
+            for change, rows in zip(changes, seals, strict=True):
+                self._seals.of_pairs[change.rows.numbers] = rows
+            self._seals.of_all[:] = totals.get("sealed", self._seals.of_all)
         self._recorded[0] = 0
 
     def _parts(self, changes: Iterable[Change], capacity: int) -> Iterator[list[Change]]:
@@ -168,7 +184,8 @@ class MappedStore(Store):
         left = capacity
         for rows, size, values, _ in changes:
             row_bytes = sum(value.shape[1:].numel() * value.element_size() + 8 for value in values.values())
-            heads, start = 16 * len(values), 0
+            row_bytes += 8 + 8 * columns(self.kept)
+            heads, start = 16 * (len(values) + 1), 0
             while start < len(rows.numbers):
                 if left < row_bytes + heads:
                     yield part
@@ -180,7 +197,7 @@ class MappedStore(Store):
                 start += len(piece.numbers)
         yield part
 
-    def _spans(self, changes: Sequence[Change]) -> Iterator[Span]:
+    def _spans(self, changes: Sequence[Change], seals: Sequence[Numbers]) -> Iterator[Span]:
         for rows, _, values, _ in changes:
             for name, value in values.items():
                 tensor = self.tensors[name]
@@ -189,6 +206,8 @@ class MappedStore(Store):
                 else:
                     starts = rows.numbers * math.prod(tensor.shape[1:])
                 yield Span(name, (starts * tensor.element_size()).astype(np.int64), value.numpy())
+        for change, sums in zip(changes, seals, strict=False):
+            yield Span("seals", (change.rows.numbers * sums.strides[0]).astype(np.int64), sums)
 
     def reset(self) -> None:
         """Forget everything; steps as in `write`."""
@@ -206,27 +225,3 @@ class MappedStore(Store):
     def _rows_of(self, values: Mapping[str, Tensor]) -> Iterator[Change]:
         for rows, size in self.blocks(BLOCK):
             yield Change(rows, size, {n: self._read(v, self.kept[n].per, rows, size) for n, v in values.items()})
-
-
-def read(path: PathLike) -> dict[str, Any]:
-    """A copy of the state in a file, whether `files.write_file` wrote it or it is a `MappedStore`'s.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, or a damaged one.
-    """
-    with open_regular(path, "rb") as file, blaming(path):
-        entries, plain = files.parse(file)
-        file.seek(0)
-        content = np.fromfile(file, dtype=np.uint8)
-        if "checksum" in entries:
-            files.verify(content, entries.pop("checksum"))
-        else:
-            _repeat(content, entries)
-        return state.from_file({name: array_at(content, entry).copy() for name, entry in entries.items()}, plain)
-
-
-def _repeat(content: files.Bytes, entries: dict[str, files.Entry]) -> None:
-    """Make the changes that a killed process had noted."""
-    journal, end = array_at(content, entries["journal"]), int(array_at(content, entries["recorded"])[0])
-    replay(content, journal, end, min(entry.start for entry in entries.values()))
