@@ -36,7 +36,7 @@ def wrap_classifier(model: nn.Module, features: str | None = None, head: str | N
     changed its mode, looks for the layers among those of this very call and compares values all the way from the
     features to the logits, up to rounding and dropout. On a CPU every later call compares them as well; elsewhere that
     would wait for the device. The grid of tokens is what the call itself has laid out. Of several maps that explain the
-    logits it takes the finest. `repr` shows the layers of the last call.
+    logits it takes the finest. ``repr`` shows the layers of the last call.
 
     Parameters, mode, statistics, random numbers and gradients are the model's own, and its hooks are gone when the call
     returns: under ``torch.no_grad`` nothing is kept for a backward pass, without it the score maps can be trained, as
