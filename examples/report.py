@@ -33,13 +33,15 @@ from oaa_lib.plotting import voc_palette
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
-from data import VOCFolder, ends_with, on_all_cores, read_label, whole_file
+from data import VOCFolder, read_label
 from evaluate_cues import read_map
 from figures import at_size
+from files import ends_with, read_json, whole_file
 from lists import read_lines
 from networks import BACKBONES
+from parallel import on_all_cores
 from reproduce import TABLES
-from training import finished, read_json
+from training import finished
 
 TEMPLATE = Path(__file__).resolve().with_suffix(".html")
 SIDE = 320  # pixels of a photograph's longer side in the page

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data import AttentionImages, VOCFolder, read_label
+from data import VOCFolder, read_label
 from evaluate_cues import read_map
 from images import DRAWN, PHOTOGRAPHS, load, look, photograph, png
 from PIL import Image, ImageOps
+from samples import AttentionImages
 
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # the sides are swapped

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import VOCFolder, write_image, write_label, write_text
+from data import VOCFolder, write_label
+from files import write_image, write_text
 from PIL import Image
 from test_voc_pipeline import BACKBONE, EXAMPLES, TINY, run, voc  # noqa: F401  (voc is a fixture)
 from training import Run

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from crf import dense_crf
-from data import VOCFolder, alongside
+from data import VOCFolder
 from deeplab import build_segmentation_network
 from evaluate import Segmented, probabilities, write_segmentation
+from parallel import alongside
 from PIL import Image
 from recipes import PAPER, RECIPES, replace_checked
 from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)

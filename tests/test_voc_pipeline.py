@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import AttentionImages, VOCFolder, make_loader
+from data import VOCFolder
 from evaluate_cues import evaluate_maps, foreground, sweep_cues
 from networks import Geometry
 from PIL import Image
 from recipes import add_options, resolve
+from samples import AttentionImages
+from stream import make_loader
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix
 

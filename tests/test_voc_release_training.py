@@ -11,10 +11,11 @@ import recipes
 import torch
 import train_attention
 import train_integral
-from data import Part
 from networks import build_network
 from optimization import make_optimizer
-from training import Process, Stopwatch
+from processes import Process
+from stream import Part
+from training import Stopwatch
 
 from oaa_lib import AttentionAccumulator, View
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 import torch
-from training import finished, load_checkpoint, read_json
+from files import read_json
+from training import finished, load_checkpoint
 
 SETTINGS = {"recipe": {"iterations": 5}, "arguments": {"backbone": "vgg16"}, "data": {"classes": ["cat"]}}
 STATE = {"step": 5, "network": {}}

@@ -15,17 +15,19 @@ import torch
 import train_attention
 import train_integral
 import train_segmentation
-from data import Part, network_size
 from deeplab import build_segmentation_network
 from evaluate import probabilities
 from networks import Network, build_network
 from optimization import make_optimizer, rate
 from PIL import Image
+from processes import Process
+from samples import network_size
+from stream import Part
 from test_fake_cuda import Transfers, cuda_bfloat16_autocast
 from test_voc_networks import training_memory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from training import Process, Stopwatch
+from training import Stopwatch
 
 from oaa_lib import AttentionAccumulator, CAMOutput, View
 

@@ -18,25 +18,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from crf import dense_crf, pydensecrf
-from data import (
-    VOCFolder,
-    alongside,
-    ends_with,
-    network_size,
-    on_all_cores,
-    read_label,
-    to_tensor,
-    write_label,
-    write_text,
-)
+from data import VOCFolder, read_label, write_label
 from deeplab import SegmentationNetwork, build_segmentation_network
 from evaluate_cues import absent_classes, no_score, plain
+from files import ends_with, read_json, write_text
+from parallel import alongside, on_all_cores
 from PIL import Image
+from processes import check_device
 from recipes import Evaluation, add_options, resolve
+from samples import network_size, to_tensor
+from stopping import Stop, stop_signal
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import Stop, add_data_arguments, add_part_argument, check_device, finished, read_json, stop_signal
+from training import add_data_arguments, add_part_argument, finished
 
 from oaa_lib import ConfusionMatrix
 

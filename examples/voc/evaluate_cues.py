@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, ends_with, on_all_cores, read_label, write_text
+from data import VOCFolder, read_label
+from files import ends_with, write_text
 from images import DRAWN, load, png
+from parallel import on_all_cores
 from torch import Tensor
 from tqdm import tqdm
 

@@ -12,14 +12,17 @@ import json
 from pathlib import Path
 
 import torch
-from data import AttentionImages, VOCFolder, ends_with, network_size, to_tensor, write_image, write_text
+from data import VOCFolder
+from files import ends_with, read_json, write_image, write_text
 from networks import AttentionNetwork, build_network
 from PIL import Image
+from processes import check_device
 from recipes import add_options, resolve
+from samples import AttentionImages, network_size, to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, add_part_argument, check_device, finished, read_json
+from training import add_data_arguments, add_part_argument, finished
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 

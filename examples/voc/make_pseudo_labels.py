@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import VOCFolder, ends_with, on_all_cores, write_label, write_text
+from data import VOCFolder, write_label
 from evaluate_cues import read_map
+from files import ends_with, read_json, write_text
 from images import png
+from parallel import on_all_cores
 from recipes import Labels, add_options, resolve
-from training import read_json, training_split
+from training import training_split
 
 from oaa_lib import pseudo_label_from_cues
 

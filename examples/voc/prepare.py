@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import VOC_CLASSES, ends_with, whole_file, write_label, write_text
+from data import VOC_CLASSES, write_label
+from files import ends_with, whole_file, write_text
 from images import DRAWN, Look, load, look, photograph, png, turned
 from label_tables import Labelled, read_folder
 from lists import Images, check_classes, listing, read_names, same_form

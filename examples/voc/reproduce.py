@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from crf import pydensecrf
-from data import VOCFolder, write_text
+from data import VOCFolder
 from evaluate_cues import evaluate_maps
+from files import read_json, write_text
 from lists import read_lines
 from networks import BACKBONES
 from recipes import RECIPES
-from training import read_json, source_commit, training_split
+from training import source_commit, training_split
 
 HERE = Path(__file__).parent
 

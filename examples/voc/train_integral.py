@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import AttentionImages, Part, VOCFolder, ends_with
+from data import VOCFolder
+from files import ends_with
 from networks import build_network
 from optimization import make_optimizer, set_rate
+from processes import Process, autocast, gradients_of_last, join, state_of
 from recipes import Integral, add_options, resolve
+from samples import AttentionImages
+from stream import Part
 from torch import Tensor
-from training import OTHER_RUN, Process, Run, add_arguments, autocast, gradients_of_last, join, state_of, training_split
+from training import OTHER_RUN, Run, add_arguments, training_split
 
 from oaa_lib import AttentionAccumulator, hybrid_loss, multilabel_cross_entropy
 from oaa_lib.maps.pairs import PairTable

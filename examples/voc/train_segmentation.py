@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import Part, Sample, VOCFolder, ends_with, read_label, to_tensor
+from data import VOCFolder, read_label
 from deeplab import SegmentationNetwork, build_segmentation_network
+from files import ends_with
 from images import png
 from optimization import make_optimizer, set_rate
 from PIL import Image
+from processes import Process, autocast, join, state_of
 from recipes import Segmentation, add_options, resolve
+from samples import Sample, to_tensor
+from stream import Part
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from training import OTHER_RUN, Process, Run, add_arguments, autocast, join, state_of, training_split
+from training import OTHER_RUN, Run, add_arguments, training_split
 
 from oaa_lib import View
 

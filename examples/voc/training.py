@@ -6,21 +6,21 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from data import Sample, VOCFolder, ends_with, make_loader, write_text
+from data import VOCFolder
+from files import ends_with, read_json, write_text
 from lists import read_text
 from networks import BACKBONES
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from processes import Process
+from samples import Sample
+from stopping import stop_signal
+from stream import make_loader
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -72,70 +72,6 @@ def training_split(arguments: argparse.Namespace) -> str:
     lists = arguments.voc_root / "ImageSets" / "Segmentation"
     has_augmented = any((lists / f"trainaug{end}.txt").exists() for end in ("", "_cls"))
     return arguments.split or ("trainaug" if has_augmented else "train")
-
-
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """One of the processes of a training.
-
-    Attributes:
-        device: where it computes.
-        rank: its number.
-        world: how many there are.
-    """
-
-    device: torch.device
-    rank: int
-    world: int
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes files and prints."""
-        return self.rank == 0
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network on its device; with several processes gradients are averaged over them."""
-        network = network.to(self.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
-        return DistributedDataParallel(network) if self.world > 1 else network
-
-
-def check_device(device: str) -> None:
-    """End if --device names what is not there."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"--device {device}: no CUDA device is available here; use --device cpu")
-
-
-@contextmanager
-def join(device: str) -> Iterator[Process]:
-    """Be one of the processes that torchrun started, or the only one."""
-    check_device(device)
-    torch.backends.cudnn.deterministic = True  # a resumed training repeats an uninterrupted one
-    if "RANK" not in os.environ:
-        yield Process(torch.device(device), 0, 1)
-        return
-    mine = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
-    if mine.type == "cuda":
-        torch.cuda.set_device(mine)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
-    try:
-        yield Process(mine, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
-
-
-def autocast(process: Process, enabled: bool) -> torch.autocast:
-    """The context of a forward pass: bfloat16 with --amp, else as is."""
-    return torch.autocast(process.device.type, torch.bfloat16, enabled=enabled)
-
-
-@contextmanager
-def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
-    """Exchange gradients with the other processes once a step, after the last part of the batch."""
-    if is_last or not isinstance(network, DistributedDataParallel):
-        yield
-    else:
-        with network.no_sync():
-            yield
 
 
 class Run:
@@ -292,11 +228,6 @@ class Run:
         os.replace(partial, self.path / "checkpoint.pt")
 
 
-def state_of(network: nn.Module) -> dict[str, Any]:
-    """The network's own weights, whether wrapped for several processes or not."""
-    return (network.module if isinstance(network, DistributedDataParallel) else network).state_dict()
-
-
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """The checkpoint of a run's folder, on the host."""
     path = folder / "checkpoint.pt"
@@ -320,17 +251,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise SystemExit(f"{folder} is no folder of a training stage: it has no settings.json")
     return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of ours."""
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise SystemExit(f"{path} cannot be read ({error}); remove {path.parent} to start its stage anew") from error
-    if not isinstance(content, dict):
-        raise SystemExit(f"{path} is not one of ours: expected settings by name; choose another folder")
-    return content
 
 
 def part_of(settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -368,37 +288,6 @@ def source_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
-
-
-class Stop:
-    """Whether the user or a scheduler has asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, *_: object) -> None:
-        """As a signal's handler."""
-        if self.asked:
-            raise KeyboardInterrupt  # asked twice: at once
-        self.asked = True
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextmanager
-def stop_signal(enabled: bool) -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a wish that is granted at the end of the step."""
-    stop = Stop()
-    if not enabled:
-        yield stop
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Stopwatch:

@@ -1,0 +1,81 @@
+"""The processes that share a training: where each computes, and how gradients are exchanged."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One of the processes of a training.
+
+    Attributes:
+        device: where it computes.
+        rank: its number.
+        world: how many there are.
+    """
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes files and prints."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network on its device; with several processes gradients are averaged over them."""
+        network = network.to(self.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
+        return DistributedDataParallel(network) if self.world > 1 else network
+
+
+def check_device(device: str) -> None:
+    """End if --device names what is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {device}: no CUDA device is available here; use --device cpu")
+
+
+@contextmanager
+def join(device: str) -> Iterator[Process]:
+    """Be one of the processes that torchrun started, or the only one."""
+    check_device(device)
+    torch.backends.cudnn.deterministic = True  # a resumed training repeats an uninterrupted one
+    if "RANK" not in os.environ:
+        yield Process(torch.device(device), 0, 1)
+        return
+    mine = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo")
+    try:
+        yield Process(mine, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def autocast(process: Process, enabled: bool) -> torch.autocast:
+    """The context of a forward pass: bfloat16 with --amp, else as is."""
+    return torch.autocast(process.device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
+    """Exchange gradients with the other processes once a step, after the last part of the batch."""
+    if is_last or not isinstance(network, DistributedDataParallel):
+        yield
+    else:
+        with network.no_sync():
+            yield
+
+
+def state_of(network: nn.Module) -> dict[str, Any]:
+    """The network's own weights, whether wrapped for several processes or not."""
+    return (network.module if isinstance(network, DistributedDataParallel) else network).state_dict()
