@@ -17,9 +17,10 @@ from crf import dense_crf
 from data import VOCFolder
 from deeplab import build_segmentation_network
 from evaluate import Segmented, probabilities, write_segmentation
+from options import replace_checked
 from parallel import alongside
 from PIL import Image
-from recipes import PAPER, RECIPES, replace_checked
+from recipes import PAPER, RECIPES
 from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)
 
 from oaa_lib import pixel_adaptive_refinement

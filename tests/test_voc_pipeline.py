@@ -19,8 +19,8 @@ import torch
 from data import VOCFolder
 from evaluate_cues import evaluate_maps, foreground, sweep_cues
 from networks import Geometry
+from options import add_options, resolve
 from PIL import Image
-from recipes import add_options, resolve
 from samples import AttentionImages
 from stream import make_loader
 

@@ -11,11 +11,13 @@ import recipes
 import torch
 import train_attention
 import train_integral
+from diagnosis import Diagnosis
 from networks import build_network
 from optimization import make_optimizer
+from options import replace_checked
 from processes import Process
 from stream import Part
-from training import Stopwatch
+from test_voc_steps import NOTHING, GivenRun
 
 from oaa_lib import AttentionAccumulator, View
 
@@ -32,9 +34,9 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def attention(golden):
+def attention(golden, tmp_path_factory):
     """What stage 1 did: its network, its maps, and what was seen after each step."""
-    settings = recipes.replace_checked(recipes.RELEASE.attention, {**SHORT, "lr": golden["lr"][0], "warm_up": 2})
+    settings = replace_checked(recipes.RELEASE.attention, {**SHORT, "lr": golden["lr"][0], "warm_up": 2})
     network = started_as(golden)
     optimizer = make_optimizer(network, settings)
     sizes = [[side // 8 for side in golden[f"image_{i}"].shape[1:]] for i in range(IMAGES)]
@@ -43,31 +45,35 @@ def attention(golden):
         for fusion in ("max", "latest")
     }
 
-    def step(number):
-        last_pass = number >= STEPS - IMAGES // BATCH
-        options = {"amp": False, "fill": last_pass, "accumulating": Stopwatch()}
-        options["wandering"] = train_attention.Wandering()
-        return train_attention.train_step(
-            number, batch(golden, number), network, optimizer, accumulators, settings, PROCESS, **options
-        )
-
-    return network, accumulators["max"], [seen(step(number), network, optimizer) for number in range(STEPS)]
+    run = SeeingRun(tmp_path_factory.mktemp("run"), golden, network, settings)
+    train_attention.learn(run, None, network, optimizer, accumulators, NOTHING, Diagnosis(accumulators))
+    return network, accumulators["max"], run.seen
 
 
 @pytest.fixture(scope="module")
-def integral(golden, attention):
+def integral(golden, attention, tmp_path_factory):
     """The same of stage 2, on the maps of the release."""
-    settings = recipes.replace_checked(recipes.RELEASE.integral, {**SHORT, "lr": golden["lr"][1]})
+    settings = replace_checked(recipes.RELEASE.integral, {**SHORT, "lr": golden["lr"][1]})
     network = started_as(golden)
     optimizer = make_optimizer(network, settings)
     _, accumulator, _ = attention
 
-    def step(number):
-        return train_integral.train_step(
-            number, batch(golden, number), network, optimizer, accumulator, settings, PROCESS, amp=False
-        )[0]
+    run = SeeingRun(tmp_path_factory.mktemp("run"), golden, network, settings)
+    train_integral.learn(run, None, network, optimizer, accumulator)
+    return network, run.seen
 
-    return network, [seen(step(number), network, optimizer) for number in range(STEPS)]
+
+class SeeingRun(GivenRun):
+    """Notes rates, loss and parameters after each step."""
+
+    def __init__(self, path, golden, network, settings) -> None:
+        batches = [batch(golden, number) for number in range(STEPS)]
+        super().__init__(path, batches, network, settings, process=PROCESS, images=IMAGES)
+        self.seen: list = []
+
+    def step(self, optimizer, **noted):
+        super().step(optimizer, **noted)
+        self.seen.append(seen(self.log.noted[-1]["loss"], self.network, optimizer))
 
 
 def names() -> list[str]:

@@ -9,8 +9,9 @@ from evaluate import probabilities, starts, windowed
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Geometry
+from options import replace_checked
 from PIL import Image
-from recipes import PAPER, replace_checked
+from recipes import PAPER
 from test_voc_pipeline import run, voc  # noqa: F401  (a fixture)
 from train_segmentation import random_crop, segmentation_loss
 
@@ -67,8 +68,8 @@ def test_a_training_resumes_to_the_same_weights(voc, tmp_path):  # noqa: F811
 
         save = training.Run._save
 
-        def save_and_stop(self, **values):
-            save(self, **values)
+        def save_and_stop(self, step):
+            save(self, step)
             raise SystemExit("stopped")
 
         patch.setattr(training.Run, "_save", save_and_stop)

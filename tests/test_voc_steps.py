@@ -4,6 +4,7 @@ Autograd's engine asks for a real device, so backward passes are walked by hand 
 own derivative on fake tensors.
 """
 
+import argparse
 import contextlib
 from types import SimpleNamespace
 
@@ -15,10 +16,13 @@ import torch
 import train_attention
 import train_integral
 import train_segmentation
+import training
 from deeplab import build_segmentation_network
+from diagnosis import Diagnosis, Wandering
 from evaluate import probabilities
 from networks import Network, build_network
 from optimization import make_optimizer, rate
+from options import replace_checked
 from PIL import Image
 from processes import Process
 from samples import network_size
@@ -27,13 +31,13 @@ from test_fake_cuda import Transfers, cuda_bfloat16_autocast
 from test_voc_networks import training_memory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from training import Stopwatch
 
 from oaa_lib import AttentionAccumulator, CAMOutput, View
 
 IMAGES, PAIRS, CLASSES = 10_582, 15_555, 20  # of VOC 2012 + SBD
 SIZES = [(375, 500), (375, 500), (500, 375), (333, 500), (500, 334)]  # of photographs, a batch of the paper's 5
 PROCESS = Process(torch.device("cuda"), 0, 1)
+NOTHING = SimpleNamespace(take=lambda done: None)  # is watched
 
 
 def walk_back(loss: Tensor) -> None:
@@ -81,10 +85,35 @@ def test_a_backward_pass_walked_by_hand_gives_the_gradients_of_autograd():
 def without_gpu(monkeypatch):
     """Backward passes and autocast do without one."""
     monkeypatch.setattr(Tensor, "backward", walk_back)
-    for script in (train_attention, train_integral, train_segmentation):
-        monkeypatch.setattr(
-            script, "autocast", lambda _, on: cuda_bfloat16_autocast() if on else contextlib.nullcontext()
-        )
+    monkeypatch.setattr(
+        training.Run,
+        "autocast",
+        lambda run: cuda_bfloat16_autocast() if run.arguments.amp else contextlib.nullcontext(),
+    )
+
+
+class Data:
+    """What `Run` asks of a data set."""
+
+    split, classes = "train", ()
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return self.images
+
+
+class GivenRun(training.Run):
+    """A run of a network that is there already, on batches that are given."""
+
+    def __init__(self, path, batches, network, settings, *, process=PROCESS, amp=False, images=IMAGES) -> None:
+        options = {"seed": 0, "workers": 0, "log_every": 10**9, "checkpoint_every": 10**9, "amp": amp}
+        super().__init__(argparse.Namespace(out=path, **options), settings, Data(images), process)
+        self.network, self.given = network, batches
+
+    def batches(self, images):
+        return self.given
 
 
 precisions = pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
@@ -176,17 +205,18 @@ def fake_network(build, backbone: str, classes: int) -> Network:
     ("backbone", "maps", "drop"),
     [("vgg16", "cpu", 0), ("vgg16", "cuda", 0), ("vgg16", "cpu", 0.5), ("vgg16", "cuda", 0.5), ("resnet101", "cpu", 0)],
 )
-def test_stage_1(without_gpu, backbone, maps, drop, amp, record_property):
+def test_stage_1(without_gpu, tmp_path, backbone, maps, drop, amp, record_property):
     settings = recipes.for_backbone(recipes.PAPER, backbone).attention
-    settings = recipes.replace_checked(settings, {"drop": drop})
+    settings = replace_checked(settings, {"drop": drop})
     with FakeTensorMode():
         network = fake_network(build_network, backbone, CLASSES).train()
         sizes, batch = photographs(network, settings.short_side)
-        kept, wandering = accumulators(network, sizes, settings, maps), train_attention.Wandering()
+        kept = accumulators(network, sizes, settings, maps)
+        run, diagnosis = GivenRun(tmp_path, [batch], network, settings, amp=amp), Diagnosis(kept)
 
         def step(optimizer):
-            options = {"amp": amp, "fill": False, "accumulating": Stopwatch(), "wandering": wandering}
-            return train_attention.train_step(0, batch, network, optimizer, kept, settings, PROCESS, **options)
+            train_attention.learn(run, None, network, optimizer, kept, NOTHING, diagnosis)
+            return run.log.noted[-1]["loss"]
 
         values = [value for accumulator in kept.values() for value in accumulator.state_dict().values()]
         size = sum(value.nbytes for value in values if isinstance(value, Tensor)) / 2**30
@@ -197,7 +227,7 @@ def test_stage_1(without_gpu, backbone, maps, drop, amp, record_property):
     assert kept["max"].offered == kept["mean"].offered == 8  # pairs of the four images that show something
 
 
-def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown():
+def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown(tmp_path):
     """A network that looks at the left half of the upright image: the second time that half is 0, mirrored or not."""
 
     class LooksLeft(nn.Module):
@@ -212,20 +242,18 @@ def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown
             score_maps = torch.stack([score_maps[0], score_maps[1].flip(-1)])  # the second image is shown mirrored
             return CAMOutput(score_maps.mean((-2, -1)), score_maps)
 
-    settings = recipes.replace_checked(recipes.SMALL.attention, {"drop": 1.0})
+    settings = replace_checked(recipes.SMALL.attention, {"drop": 1.0})
     options = {"gate": None, "keys": ["a", "b"]}
     kept = {
         fusion: AttentionAccumulator([[1, 0], [0, 1]], (8, 8), fusion=fusion, **options)
         for fusion in train_attention.FUSIONS
     }
-    wandering = train_attention.Wandering()
     process, network = Process(torch.device("cpu"), 0, 1), LooksLeft()
     views = [View(), View(flip=True)]
     batch = [Part(["a", "b"], views, torch.ones(2, 3, 16, 16), torch.eye(2))]
     optimizer = torch.optim.SGD([{"params": network.parameters(), "multiplier": 1.0}], lr=0.1)
-    for step in range(2):
-        options = {"amp": False, "fill": False, "accumulating": Stopwatch(), "wandering": wandering}
-        train_attention.train_step(step, batch, network, optimizer, kept, settings, process, **options)
+    run = GivenRun(tmp_path, [batch, batch], network, settings, process=process, images=2)
+    train_attention.learn(run, None, network, optimizer, kept, NOTHING, Diagnosis(kept))
     first, second = network.shown
     assert (first == 1).all()
     left = torch.tensor([0.0, 1]).repeat_interleave(8).expand(3, 16, 16)
@@ -234,7 +262,7 @@ def test_the_drop_hides_what_the_network_looked_at_last_in_the_frame_it_is_shown
 
 
 def test_wandering_is_the_average_over_the_maps_that_followed_another():
-    wandering = train_attention.Wandering()
+    wandering = Wandering()
     empty, left, right, both = (torch.tensor([[values]]) for values in ([0.0, 0], [1.0, 0], [0, 1.0], [1.0, 1]))
     assert np.isnan(wandering.take())
     before = torch.stack([torch.stack([empty, left]), torch.stack([left, both])]).squeeze(3)
@@ -248,22 +276,21 @@ def test_wandering_is_the_average_over_the_maps_that_followed_another():
 
 @precisions
 @pytest.mark.parametrize(("backbone", "loss"), [("vgg16", "hybrid"), ("vgg16", "mce"), ("resnet101", "hybrid")])
-def test_stage_2(without_gpu, backbone, loss, amp, record_property):
-    settings = recipes.replace_checked(recipes.for_backbone(recipes.PAPER, backbone).integral, {"loss": loss})
+def test_stage_2(without_gpu, tmp_path, backbone, loss, amp, record_property):
+    settings = replace_checked(recipes.for_backbone(recipes.PAPER, backbone).integral, {"loss": loss})
     with FakeTensorMode():
         network = fake_network(build_network, backbone, CLASSES).train()
         sizes, batch = photographs(network, settings.short_side)
         attention = recipes.PAPER.attention
         kept = accumulators(network, sizes, attention, "cpu")["max"]
 
+        run = GivenRun(tmp_path, [batch], network, settings, amp=amp)
+
         def step(optimizer):
-            loss, constrained = train_integral.train_step(
-                0, batch, network, optimizer, kept, settings, PROCESS, amp=amp
-            )
-            assert [(share.device.type, share.shape) for share in constrained] == [
-                ("cpu", part.targets.shape) for part in batch
-            ]
-            return loss
+            train_integral.learn(run, None, network, optimizer, kept)
+            share = run.log.noted[-1]["share_constrained"]
+            assert (share.device.type, share.shape) == ("cpu", ())
+            return run.log.noted[-1]["loss"]
 
         told = ("integral", loss, backbone, "bfloat16" if amp else "float32")
         assert check_step(network, settings, step, told, record_property) == 0
@@ -271,7 +298,7 @@ def test_stage_2(without_gpu, backbone, loss, amp, record_property):
 
 @precisions
 @backbones
-def test_stage_4(without_gpu, backbone, amp, record_property):
+def test_stage_4(without_gpu, tmp_path, backbone, amp, record_property):
     settings = recipes.for_backbone(recipes.PAPER, backbone).segmentation
     with FakeTensorMode():
         network = fake_network(build_segmentation_network, backbone, CLASSES + 1).train()
@@ -279,9 +306,11 @@ def test_stage_4(without_gpu, backbone, amp, record_property):
         labels = torch.empty(number, *crop, dtype=torch.long)
         part = Part(["name"] * number, [View()] * number, torch.empty(number, 3, *crop), labels)
 
+        run = GivenRun(tmp_path, [[part]], network, settings, amp=amp)
+
         def step(optimizer):
-            options = {"amp": amp, "align_corners": network.geometry.centred}
-            return train_segmentation.train_step(0, part, network, optimizer, settings, PROCESS, **options)
+            train_segmentation.learn(run, None, network, optimizer, align_corners=network.geometry.centred)
+            return run.log.noted[-1]["loss"]
 
         told = ("segmentation", backbone, "bfloat16" if amp else "float32")
         assert check_step(network, settings, step, told, record_property) == 0
@@ -309,15 +338,17 @@ class Waits(nn.Module):
     ],
     ids=["item", "nonzero", "two devices"],
 )
-def test_a_step_that_waited_or_mixed_devices_would_be_seen(without_gpu, look, error):
+def test_a_step_that_waited_or_mixed_devices_would_be_seen(without_gpu, tmp_path, look, error):
     settings = recipes.PAPER.attention
     with FakeTensorMode():
         network = fake_network(build_network, "vgg16", CLASSES)
         optimizer = make_optimizer(network, settings)
-        _, batch = photographs(network, settings.short_side)
-        options = {"amp": False, "fill": False, "accumulating": Stopwatch(), "wandering": train_attention.Wandering()}
+        sizes, batch = photographs(network, settings.short_side)
+        kept, waits = accumulators(network, sizes, settings, "cpu"), Waits(network, look)
         with pytest.raises(error):
-            train_attention.train_step(0, batch, Waits(network, look), optimizer, {}, settings, PROCESS, **options)
+            train_attention.learn(
+                GivenRun(tmp_path, [batch], waits, settings), None, waits, optimizer, kept, NOTHING, Diagnosis(kept)
+            )
 
 
 @backbones
@@ -337,7 +368,7 @@ def test_attention_of_a_photograph_stays_on_the_gpu_until_it_is_written(backbone
 @backbones
 def test_the_segmentation_of_a_photograph_stays_on_the_gpu_until_it_is_written(backbone):
     settings = recipes.for_backbone(recipes.PAPER, backbone).evaluation  # ResNet-101 has windows
-    settings = recipes.replace_checked(settings, {"test_scales": (0.5, 1.25), "test_flip": backbone == "vgg16"})
+    settings = replace_checked(settings, {"test_scales": (0.5, 1.25), "test_flip": backbone == "vgg16"})
     with FakeTensorMode(allow_non_fake_inputs=True), Transfers() as transfers:
         network = fake_network(build_segmentation_network, backbone, CLASSES + 1).eval()
         scores = probabilities(network, Image.new("RGB", (500, 375)), settings)

@@ -22,16 +22,17 @@ from data import VOCFolder, read_label, write_label
 from deeplab import SegmentationNetwork, build_segmentation_network
 from evaluate_cues import absent_classes, no_score, plain
 from files import ends_with, read_json, write_text
+from options import add_data_arguments, add_options, add_part_argument, resolve
 from parallel import alongside, on_all_cores
 from PIL import Image
 from processes import check_device
-from recipes import Evaluation, add_options, resolve
+from recipes import Evaluation
 from samples import network_size, to_tensor
 from stopping import Stop, stop_signal
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, add_part_argument, finished
+from training import finished
 
 from oaa_lib import ConfusionMatrix
 

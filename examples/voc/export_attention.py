@@ -15,14 +15,14 @@ import torch
 from data import VOCFolder
 from files import ends_with, read_json, write_image, write_text
 from networks import AttentionNetwork, build_network
+from options import add_data_arguments, add_options, add_part_argument, resolve
 from PIL import Image
 from processes import check_device
-from recipes import add_options, resolve
 from samples import AttentionImages, network_size, to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from training import add_data_arguments, add_part_argument, finished
+from training import finished
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 

@@ -19,9 +19,9 @@ from data import VOCFolder, write_label
 from evaluate_cues import read_map
 from files import ends_with, read_json, write_text
 from images import png
+from options import add_options, resolve, training_split
 from parallel import on_all_cores
-from recipes import Labels, add_options, resolve
-from training import training_split
+from recipes import Labels
 
 from oaa_lib import pseudo_label_from_cues
 

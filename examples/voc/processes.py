@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,9 +30,12 @@ class Process:
         """Whether it is the one that writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network on its device; with several processes gradients are averaged over them."""
-        network = network.to(self.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on this process's device."""
+        return network.to(self.device, memory_format=torch.channels_last)  # the faster layout on CPUs and GPUs alike
+
+    def share(self, network: nn.Module) -> nn.Module:
+        """The network as it is trained: with several processes gradients are averaged over them."""
         return DistributedDataParallel(network) if self.world > 1 else network
 
 
@@ -61,11 +63,6 @@ def join(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def autocast(process: Process, enabled: bool) -> torch.autocast:
-    """The context of a forward pass: bfloat16 with --amp, else as is."""
-    return torch.autocast(process.device.type, torch.bfloat16, enabled=enabled)
-
-
 @contextmanager
 def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
     """Exchange gradients with the other processes once a step, after the last part of the batch."""
@@ -74,8 +71,3 @@ def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
     else:
         with network.no_sync():
             yield
-
-
-def state_of(network: nn.Module) -> dict[str, Any]:
-    """The network's own weights, whether wrapped for several processes or not."""
-    return (network.module if isinstance(network, DistributedDataParallel) else network).state_dict()

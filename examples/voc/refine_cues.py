@@ -20,13 +20,13 @@ from crf import dense_crf, pydensecrf
 from data import VOCFolder
 from evaluate_cues import read_map
 from files import ends_with, read_json, write_image, write_text
+from options import training_split
 from parallel import on_all_cores
 from PIL import Image
 from processes import check_device
 from recipes import RECIPES
 from torch import Tensor
 from tqdm import tqdm
-from training import training_split
 
 from oaa_lib import pixel_adaptive_refinement
 

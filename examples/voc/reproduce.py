@@ -26,14 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bound import source_commit
 from crf import pydensecrf
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import read_json, write_text
 from lists import read_lines
 from networks import BACKBONES
+from options import training_split
 from recipes import RECIPES
-from training import source_commit, training_split
 
 HERE = Path(__file__).parent
 

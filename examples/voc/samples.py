@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from data import VOCFolder
 from PIL import Image
+from recipes import Training
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -65,6 +66,13 @@ class AttentionImages(Dataset[Sample]):
         self.sizes = {name: network_size(folder.size(name), short_side, network.geometry) for name in folder.names}
         jitter = [v2.ColorJitter(*color_jitter)] if any(color_jitter) else []
         self.augment = v2.Compose([v2.RandomHorizontalFlip(flip), *jitter])
+
+    @classmethod
+    def augmented(cls, folder: VOCFolder, network: Any, settings: Training) -> "AttentionImages":
+        """As a stage trains on them."""
+        return cls(
+            folder, network, short_side=settings.short_side, flip=settings.flip, color_jitter=settings.color_jitter
+        )
 
     def __len__(self) -> int:
         return len(self.folder)

@@ -28,6 +28,11 @@ class Part(NamedTuple):
     images: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> "Part":
+        """With images and targets on a device, which need not be waited for."""
+        images, targets = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets))
+        return self._replace(images=images, targets=targets)
+
 
 class Drawn(Dataset[Sample | SystemExit]):
     """The images of a stream by their position in it, with random numbers that depend on seed and position alone.

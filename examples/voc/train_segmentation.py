@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 from data import VOCFolder, read_label
-from deeplab import SegmentationNetwork, build_segmentation_network
-from files import ends_with
+from deeplab import SEGMENTATION_NETWORKS, build_segmentation_network
 from images import png
-from optimization import make_optimizer, set_rate
+from optimization import set_rate
+from options import add_options, add_training_arguments, resolve, training_split
 from PIL import Image
-from processes import Process, autocast, join, state_of
-from recipes import Segmentation, add_options, resolve
+from processes import Process, join
+from recipes import Segmentation
 from samples import Sample, to_tensor
-from stream import Part
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
-from training import OTHER_RUN, Run, add_arguments, training_split
+from training import Run
 
 from oaa_lib import View
 
@@ -43,7 +43,7 @@ class SegmentationImages(Dataset[Sample]):
         settings: of the recipe.
     """
 
-    def __init__(self, folder: VOCFolder, labels: Path, network: SegmentationNetwork, settings: Segmentation) -> None:
+    def __init__(self, folder: VOCFolder, labels: Path, network: Any, settings: Segmentation) -> None:
         self.folder, self.labels, self.settings = folder, labels, settings
         self.mean, self.std = network.mean, network.std
         self.of_others = not (labels / "settings.json").exists()  # which make_pseudo_labels.py writes
@@ -99,7 +99,7 @@ def segmentation_loss(scores: Tensor, labels: Tensor, *, align_corners: bool) ->
 def main() -> None:
     """Parse the arguments, join the other processes, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+    add_training_arguments(parser)
     parser.add_argument("--labels", type=Path, required=True, help="folder of label images NAME.png")
     add_options(parser, "segmentation")
     arguments = parser.parse_args()
@@ -109,7 +109,11 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
-    settings = resolve(arguments, "segmentation", arguments.backbone)
+    settings: Segmentation = resolve(arguments, "segmentation", arguments.backbone)
+    kind = SEGMENTATION_NETWORKS[arguments.backbone]
+    fitting = kind.geometry.side(settings.crop)
+    if fitting != settings.crop:
+        raise SystemExit(f"--crop: {arguments.backbone} takes whole cells, such as {fitting}, got {settings.crop}")
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
     labelled = [name for name in folder.names if png(arguments.labels, name).exists()]
     if not labelled:
@@ -118,69 +122,22 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         print(f"{len(folder) - len(labelled)} of {len(folder)} images have no label and are left out")
     chosen = max(round(settings.proportion * len(labelled)), 1)  # Table 3: drawn at random, by the seed
     folder.names = sorted(random.Random(f"proportion/{arguments.seed}").sample(labelled, chosen))
-    torch.manual_seed(arguments.seed)
-    with ends_with("--weights", "expected 'default', 'none' or a file that fits --backbone", ValueError):
-        network = build_segmentation_network(arguments.backbone, len(folder.classes) + 1, arguments.weights)
-    geometry = network.geometry
-    fitting = geometry.side(settings.crop)
-    if fitting != settings.crop:
-        raise SystemExit(f"--crop: {arguments.backbone} takes whole cells, such as {fitting}, got {settings.crop}")
     run = Run(arguments, settings, folder, process)
-    images = SegmentationImages(folder, arguments.labels, network, settings)
-    optimizer = make_optimizer(network, settings)
-
-    first, saved = 0, run.load()
-    if saved is not None:
-        first = saved["step"]
-        with ends_with(f"{run.path}/checkpoint.pt", OTHER_RUN, KeyError, RuntimeError, ValueError):
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-    network: Any = process.wrap(network).train()
-
-    def state() -> dict[str, Any]:
-        return {"network": state_of(network), "optimizer": optimizer.state_dict()}
-
-    for step, (part,) in run.steps(first, images, state):
-        options = {"amp": arguments.amp, "align_corners": geometry.centred}
-        loss = train_step(step, part, network, optimizer, settings, process, **options)
-        run.log(loss=loss, share_ignored=(part.targets == IGNORE).float().mean())
+    images = SegmentationImages(folder, arguments.labels, kind, settings)
+    network, optimizer = run.start(build_segmentation_network, len(folder.classes) + 1)
+    learn(run, images, network, optimizer, align_corners=kind.geometry.centred)
     if process.is_first:
         print(f"done: {settings.iterations} iterations on {len(folder)} images -> {run.path}")
 
 
-def train_step(
-    step: int,
-    part: Part,
-    network: Any,
-    optimizer: torch.optim.Optimizer,
-    settings: Segmentation,
-    process: Process,
-    *,
-    amp: bool,
-    align_corners: bool,
-) -> Tensor:
-    """Learn from a batch, without waiting for the device; returns the loss.
-
-    Args:
-        step: of the optimiser, from 0.
-        part: this process's share of the batch.
-        network: in training mode.
-        optimizer: of `make_optimizer`.
-        settings: of the recipe.
-        process: this one.
-        amp: whether the forward pass is in bfloat16.
-        align_corners: see `segmentation_loss`.
-    """
-    set_rate(optimizer, settings, step)
-    labels = part.targets.to(process.device, non_blocking=True)
-    with autocast(process, amp):
-        scores = network(part.images.to(process.device, non_blocking=True))
-    loss = segmentation_loss(scores, labels, align_corners=align_corners)
-    loss = loss * (len(labels) * process.world / settings.batch_size)  # gradients are averaged over processes
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+def learn(run: Run, images: Dataset[Sample], network: Any, optimizer: Optimizer, *, align_corners: bool) -> None:
+    """Train the network on the labels, without waiting for the device."""
+    for step, (part,) in run.steps(images):  # crops have one shape
+        set_rate(optimizer, run.settings, step)
+        with run.autocast():
+            scores = network(part.images)
+        run.backward(segmentation_loss(scores, part.targets, align_corners=align_corners), part)
+        run.step(optimizer, share_ignored=(part.targets == IGNORE).float().mean())
 
 
 if __name__ == "__main__":
