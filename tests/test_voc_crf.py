@@ -17,6 +17,7 @@ from crf import dense_crf
 from data import VOCFolder
 from deeplab import build_segmentation_network
 from evaluate import Segmented, probabilities, write_segmentation
+from maps import map_files
 from options import replace_checked
 from parallel import alongside
 from PIL import Image
@@ -55,8 +56,8 @@ def test_of_refined_maps_that_are_not_finite_none_is_written(tmp_path, voc, monk
     folder = VOCFolder(voc, "train")
     name = next(name for name in folder.names if folder.class_ids(name))
     (tmp_path / "maps").mkdir()
-    for path in refine_cues.places(folder, name, tmp_path / "maps"):
-        Image.new("L", folder.size(name)[::-1]).save(path)
+    for file in map_files(folder, name):
+        Image.new("L", folder.size(name)[::-1]).save(tmp_path / "maps" / file)
     monkeypatch.setattr(
         refine_cues, "pixel_adaptive_refinement", lambda image, maps, **_: torch.full_like(maps, torch.nan)
     )

@@ -201,7 +201,7 @@ def test_the_stages_after_training_go_together(voc, trained, tmp_path):
             with Image.open(out / "d_1.png") as image:
                 assert (image.mode, image.size) == ("L", (60, 90))
     again = ["--voc-root", voc, "--run", trained, "--source", "max", "--out", tmp_path / "maps/max/train"]
-    assert "other settings (views)" in run("export_attention.py", *again, expect=1)
+    assert "other settings (stretch: False there, True asked)" in run("export_attention.py", *again, expect=1)
     again += ["--recipe", "small"]
     assert "0 images written, 6 were there" in run("export_attention.py", *again)
 

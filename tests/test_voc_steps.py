@@ -345,10 +345,9 @@ def test_a_step_that_waited_or_mixed_devices_would_be_seen(without_gpu, tmp_path
         optimizer = make_optimizer(network, settings)
         sizes, batch = photographs(network, settings.short_side)
         kept, waits = accumulators(network, sizes, settings, "cpu"), Waits(network, look)
+        run, diagnosis = GivenRun(tmp_path, [batch], waits, settings), Diagnosis(kept)
         with pytest.raises(error):
-            train_attention.learn(
-                GivenRun(tmp_path, [batch], waits, settings), None, waits, optimizer, kept, NOTHING, Diagnosis(kept)
-            )
+            train_attention.learn(run, None, waits, optimizer, kept, NOTHING, diagnosis)
 
 
 @backbones

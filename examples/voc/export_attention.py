@@ -8,16 +8,20 @@ are averaged with --scales and --flip-views (not for cumulative attention). On s
 """
 
 import argparse
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from bound import Bound
 from data import VOCFolder
-from files import ends_with, read_json, write_image, write_text
-from networks import AttentionNetwork, build_network
+from files import ends_with
+from maps import map_files, write_maps
+from networks import BACKBONES, AttentionNetwork, build_network
 from options import add_data_arguments, add_options, add_part_argument, resolve
 from PIL import Image
 from processes import check_device
+from recipes import Labels
 from samples import AttentionImages, network_size, to_tensor
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +33,43 @@ from oaa_lib import AttentionAccumulator, normalize_attention
 
 def main() -> None:
     """Run the stage."""
+    arguments = parse_arguments()
+    check_device(arguments.device)
+    run, state = trained(arguments)
+    views: Labels = resolve(arguments, "labels", run["arguments"]["backbone"])
+    folder = VOCFolder(arguments.voc_root, arguments.split or run["data"]["split"])
+    if folder.classes != run["data"]["classes"]:
+        raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
+    part, parts = arguments.part
+    names = folder.names[part::parts]
+    attention_of: Callable[[str], Tensor]
+    if arguments.source in ("max", "mean"):
+        attention_of = Accumulated(arguments, folder, names, run["arguments"]["backbone"])
+    else:
+        attention_of = Seen(arguments, folder, views, run, state)
+
+    kept_views = {"scales": views.scales, "flip_views": views.flip_views, "stretch": views.stretch}
+    kept = {"run": run, "source": arguments.source, "split": folder.split, "views": kept_views}
+    out = Bound(arguments.out, kept, record="source.json")
+    labelled = [name for name in names if folder.class_ids(name)]
+    todo = out.todo(labelled, lambda name: map_files(folder, name))
+    for name in tqdm(todo, f"{arguments.source}, {folder.split}"):
+        attention = attention_of(name)
+        if views.stretch:
+            attention = normalize_attention(attention, method="minmax")
+        if not attention.isfinite().all():
+            raise SystemExit(
+                f"{name}: the attention is NaN or infinite, so no map is written; has the training diverged, or half "
+                "precision overflowed?"
+            )
+        write_maps(out.path, folder, name, attention)
+    if len(labelled) < len(names):
+        print(f"{len(names) - len(labelled)} of {len(names)} images show no class and have no maps")
+    print(f"done: maps of {len(todo)} images written, {len(labelled) - len(todo)} were there -> {arguments.out}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
@@ -37,86 +78,73 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     add_part_argument(parser)
     add_options(parser, "labels")
-    arguments = parser.parse_args()
-    check_device(arguments.device)
-    settings, state = finished(arguments.run)
-    is_integral = "loss" in settings["recipe"]
-    if is_integral != (arguments.source == "integral") or "crop" in settings["recipe"]:
+    return parser.parse_args()
+
+
+def trained(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and checkpoint of the run, if it is one of the stage that has such attention."""
+    run, state = finished(arguments.run)
+    is_integral = "loss" in run["recipe"]
+    if is_integral != (arguments.source == "integral") or "crop" in run["recipe"]:
         stage = "train_integral.py" if arguments.source == "integral" else "train_attention.py"
         raise SystemExit(f"--source {arguments.source} needs a folder of {stage}; {arguments.run} is none (--run)")
-    views = resolve(arguments, "labels", settings["arguments"]["backbone"])
-    split = arguments.split or settings["data"]["split"]
-    folder = VOCFolder(arguments.voc_root, split)
-    if folder.classes != settings["data"]["classes"]:
-        raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
-    part, parts = arguments.part
-    names = folder.names[part::parts]
-    network = build_network(settings["arguments"]["backbone"], len(folder.classes), weights="none")
-    network.load_state_dict(state["network"])
-    network.to(arguments.device).eval()
-    accumulator = None
-    if arguments.source in ("max", "mean"):
+    return run, state
+
+
+class Accumulated:
+    """The cumulative attention of training images, at their size."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: VOCFolder, names: list[str], backbone: str) -> None:
         path = arguments.run / f"{arguments.source}.safetensors"
         with ends_with(f"{path}", "run train_attention.py again, which writes it anew", ValueError):
-            accumulator = AttentionAccumulator.load(path, device=arguments.device)
-        strangers = [name for name in names if name not in set(accumulator.pairs.keys)]
+            self.accumulator = AttentionAccumulator.load(path, device=arguments.device)
+        self.folder, self.network = folder, BACKBONES[backbone]
+        known = set(self.accumulator.pairs.keys)
+        strangers = [name for name in names if name not in known]
         if strangers:
             raise SystemExit(
                 f"cumulative attention exists for training images only: there is none of {len(strangers)} images of "
-                f"{split}, first {strangers[0]}"
+                f"{folder.split}, first {strangers[0]}"
             )
-        others = [name for name in names if accumulator.classes(name).tolist() != folder.class_ids(name)]
+        others = [name for name in names if self.accumulator.classes(name).tolist() != folder.class_ids(name)]
         if others:
-            raise SystemExit(f"{len(others)} images of {split} have other labels than in training, first {others[0]}")
-    read_out = settings["recipe"].get("read_out", "relu")
-    images = AttentionImages(folder, network, short_side=settings["recipe"]["short_side"])
-
-    made = {"scales": views.scales, "flip_views": views.flip_views, "stretch": views.stretch}
-    kept = {"run": settings, "source": arguments.source, "split": split, "views": made}
-    kept, record = json.loads(json.dumps(kept)), arguments.out / "source.json"
-    found = read_json(record) if record.exists() else {}
-    differing = [key for key in found if found[key] != kept.get(key)]
-    if differing:
-        raise SystemExit(
-            f"{arguments.out} has maps of other settings ({', '.join(differing)}); choose another --out or remove "
-            "the folder"
-        )
-    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if not record.exists():
-            write_text(record, json.dumps(kept))
-    written, shown = 0, [name for name in names if folder.class_ids(name)]
-    for name in tqdm(shown, desc=f"{arguments.source}, {split}"):
-        class_ids = folder.class_ids(name)
-        paths = [arguments.out / f"{name}_{c}.png" for c in class_ids]
-        if all(path.exists() for path in paths):
-            continue
-        size = folder.size(name)
-        if accumulator is not None:
-            attention = resize(accumulator.attention(name), size, network)
-        else:
-            flips = (False, True) if arguments.source == "cam_flip" or views.flip_views else (False,)
-            attention = torch.stack(
-                [
-                    resize(one_view(network, images, name, class_ids, scale, flip, read_out), size, network)
-                    for scale in views.scales
-                    for flip in flips
-                ]
-            ).mean(0)
-        if views.stretch:
-            attention = normalize_attention(attention, method="minmax")
-        if not attention.isfinite().all():
             raise SystemExit(
-                f"{name}: the attention is NaN or infinite, so no map is written; has the training diverged, or half "
-                "precision overflowed?"
+                f"{len(others)} images of {folder.split} have other labels than in training, first {others[0]}"
             )
-        with ends_with(f"--out {arguments.out}", "make room, then the same command goes on"):
-            for path, values in zip(paths, attention.cpu(), strict=True):
-                write_image(path, Image.fromarray((values * 255).round().to(torch.uint8).numpy()))
-        written += 1
-    if len(shown) < len(names):
-        print(f"{len(names) - len(shown)} of {len(names)} images show no class and have no maps")
-    print(f"done: maps of {written} images written, {len(shown) - written} were there -> {arguments.out}")
+
+    def __call__(self, name: str) -> Tensor:
+        """(K, H, W) in [0, 1] of an image's classes."""
+        return resize(self.accumulator.attention(name), self.folder.size(name), self.network)
+
+
+class Seen:
+    """What a trained network sees of an image, on average over views, at the image's size."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        folder: VOCFolder,
+        views: Labels,
+        run: dict[str, Any],
+        state: dict[str, Any],
+    ) -> None:
+        self.network = build_network(run["arguments"]["backbone"], len(folder.classes), weights="none")
+        self.network.load_state_dict(state["network"])
+        self.network.to(arguments.device).eval()
+        self.images = AttentionImages(folder, self.network, short_side=run["recipe"]["short_side"])
+        flips = (False, True) if arguments.source == "cam_flip" or views.flip_views else (False,)
+        self.views = [(scale, flip) for scale in views.scales for flip in flips]
+        self.read_out = run["recipe"].get("read_out", "relu")
+
+    def __call__(self, name: str) -> Tensor:
+        """(K, H, W) in [0, 1] of an image's classes."""
+        folder, network = self.images.folder, self.network
+        size, class_ids = folder.size(name), folder.class_ids(name)
+        maps = [
+            resize(one_view(network, self.images, name, class_ids, *view, self.read_out), size, network)
+            for view in self.views
+        ]
+        return torch.stack(maps).mean(0)
 
 
 @torch.no_grad()
@@ -138,7 +166,7 @@ def one_view(
     return maps.sigmoid() if read_out == "sigmoid" else normalize_attention(maps)
 
 
-def resize(attention: Tensor, size: tuple[int, int], network: AttentionNetwork) -> Tensor:
+def resize(attention: Tensor, size: tuple[int, int], network: Any) -> Tensor:
     """Maps (K, h, w) at image size."""
     if not len(attention):
         return attention.new_zeros(0, *size)

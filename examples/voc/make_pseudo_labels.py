@@ -8,51 +8,49 @@ are there already are passed over, so it can be stopped and started again. The b
 
 import argparse
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bound import Bound
 from data import VOCFolder, write_label
 from evaluate_cues import read_map
-from files import ends_with, read_json, write_text
+from files import ends_with, write_text
 from images import png
+from maps import map_files
 from options import add_options, resolve, training_split
 from parallel import on_all_cores
 from recipes import Labels
 
 from oaa_lib import pseudo_label_from_cues
 
-
-def make_label(
-    name: str, *, class_ids: dict[str, list[int]], sizes: dict[str, tuple[int, int]], places: Any, settings: Labels
-) -> float | None:
-    """Write the label of one image; returns the share of its pixels that is ignored, or None without saliency map."""
-    saliency = None
-    if settings.background == "saliency":
-        if not png(places.saliency, name).exists():
-            return None  # the release's rule: no saliency map, no label
-        saliency = read_map(places.saliency / f"{name}.png", sizes[name]).float() / 255
-    maps = [read_map(places.maps / f"{name}_{c}.png", sizes[name]).float() / 255 for c in class_ids[name]]
-    attention = torch.stack(maps) if maps else torch.zeros(0, *sizes[name])
-    background: Any = None
-    if settings.background == "threshold":
-        background = settings.background_level
-    elif settings.background == "power":
-        strongest = attention.amax(0) if len(attention) else torch.zeros(sizes[name])
-        background = (1 - strongest) ** settings.background_level
-    rules = ("foreground_threshold", "conflict_threshold", "uncertain_saliency", "strong_attention", "min_foreground")
-    label = pseudo_label_from_cues(
-        attention, class_ids[name], saliency, background=background, **{rule: getattr(settings, rule) for rule in rules}
-    )
-    write_label(places.out / f"{name}.png", label.numpy().astype(np.uint8))
-    return (label == 255).float().mean().item()
+RULES = ("foreground_threshold", "conflict_threshold", "uncertain_saliency", "strong_attention", "min_foreground")
 
 
 def main() -> None:
     """Run the stage."""
+    arguments, settings = parse_arguments()
+    folder = VOCFolder(arguments.voc_root, training_split(arguments))
+    out = Bound(arguments.out, {"maps": arguments.maps, **dataclasses.asdict(settings)})
+    todo = out.todo(folder.names)
+    sizes = {name: size_of(name, folder, arguments.saliency) for name in todo}
+    places = {"maps": arguments.maps, "saliency": arguments.saliency, "out": arguments.out}
+    call = partial(make_label, folder=folder, sizes=sizes, settings=settings, **places)
+    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
+        ignored = dict(zip(todo, on_all_cores(call, todo, "pseudo labels"), strict=True))
+    without = [name for name, share in ignored.items() if share is None]
+    if without:
+        write_text(arguments.out / "without_saliency.txt", "\n".join(without) + "\n")
+        print(f"{len(without)} images have no saliency map and got no label: listed in without_saliency.txt")
+    shares = [share for share in ignored.values() if share is not None]
+    told = f", {np.mean(shares):.1%} of the pixels ignored" if shares else ""
+    print(f"done: {len(shares)} labels written, {len(folder) - len(todo)} were there{told} -> {arguments.out}")
+
+
+def parse_arguments() -> tuple[argparse.Namespace, Labels]:
+    """Of the command line, and the settings of the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--split", help="list of the images (default: trainaug if there is one, else train)")
@@ -61,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     add_options(parser, "labels")
     arguments = parser.parse_args()
-    settings = resolve(arguments, "labels", "")
+    settings: Labels = resolve(arguments, "labels", "")
     if (settings.background == "saliency") != (arguments.saliency is not None):
         parser.error(
             "the background cue is --background saliency with --saliency FOLDER, or --background threshold|power with "
@@ -72,39 +70,46 @@ def main() -> None:
         parser.error(f"--background-level: expected a score in [0, 1], got {settings.background_level}")
     if settings.background == "power" and settings.background_level <= 0:
         parser.error(f"--background-level: expected an exponent above 0, got {settings.background_level}")
-
     for place in (arguments.maps, arguments.saliency):
         if place is not None and not place.is_dir():
             raise SystemExit(f"{place} is missing: expected the folder of maps (--maps, --saliency)")
+    return arguments, settings
 
-    folder = VOCFolder(arguments.voc_root, training_split(arguments))
-    kept, record = {"maps": str(arguments.maps), **dataclasses.asdict(settings)}, arguments.out / "settings.json"
-    if record.exists() and read_json(record) != json.loads(json.dumps(kept)):
-        raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    todo = [name for name in folder.names if not (arguments.out / f"{name}.png").exists()]
 
-    def has_saliency(name: str) -> bool:
-        return arguments.saliency is not None and png(arguments.saliency, name).exists()
+def size_of(name: str, folder: VOCFolder, saliency: Path | None) -> tuple[int, int]:
+    """(H, W) of an image; saliency of others is refused where its size would not show how the photograph lay."""
+    has_saliency = saliency is not None and png(saliency, name).exists()
+    return folder.drawn_size(name) if has_saliency else folder.size(name)
 
-    call = partial(
-        make_label,
-        class_ids={name: folder.class_ids(name) for name in todo},
-        sizes={name: folder.drawn_size(name) if has_saliency(name) else folder.size(name) for name in todo},
-        places=argparse.Namespace(maps=arguments.maps, saliency=arguments.saliency, out=arguments.out),
-        settings=settings,
-    )
-    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps(kept, indent=1))
-    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
-        ignored = dict(zip(todo, on_all_cores(call, todo, "pseudo labels"), strict=True))
-    without = [name for name, share in ignored.items() if share is None]
-    if without:
-        write_text(arguments.out / "without_saliency.txt", "\n".join(without) + "\n")
-        print(f"{len(without)} images have no saliency map and got no label: listed in without_saliency.txt")
-    shares = [share for share in ignored.values() if share is not None]
-    told = f", {np.mean(shares):.1%} of the pixels ignored" if shares else ""
-    print(f"done: {len(shares)} labels written, {len(folder) - len(todo)} were there{told} -> {arguments.out}")
+
+def make_label(
+    name: str,
+    *,
+    folder: VOCFolder,
+    sizes: dict[str, tuple[int, int]],
+    settings: Labels,
+    maps: Path,
+    saliency: Path | None,
+    out: Path,
+) -> float | None:
+    """Write the label of one image; returns the share of its pixels that is ignored, or None without saliency map."""
+    size, salient = sizes[name], None
+    if saliency is not None:
+        if not png(saliency, name).exists():
+            return None  # the release's rule: no saliency map, no label
+        salient = read_map(saliency / f"{name}.png", size).float() / 255
+    found = [read_map(maps / file, size).float() / 255 for file in map_files(folder, name)]
+    attention = torch.stack(found) if found else torch.zeros(0, *size)
+    background: Any = None
+    if settings.background == "threshold":
+        background = settings.background_level
+    elif settings.background == "power":
+        strongest = attention.amax(0) if len(attention) else torch.zeros(size)
+        background = (1 - strongest) ** settings.background_level
+    rules = {rule: getattr(settings, rule) for rule in RULES}
+    label = pseudo_label_from_cues(attention, folder.class_ids(name), salient, background=background, **rules)
+    write_label(out / f"{name}.png", label.numpy().astype(np.uint8))
+    return (label == 255).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ are passed over.
 """
 
 import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from bound import Bound
 from crf import dense_crf, pydensecrf
 from data import VOCFolder
 from evaluate_cues import read_map
-from files import ends_with, read_json, write_image, write_text
+from files import ends_with
+from maps import map_files, write_maps
 from options import training_split
 from parallel import on_all_cores
-from PIL import Image
 from processes import check_device
 from recipes import RECIPES
 from torch import Tensor
@@ -33,6 +33,29 @@ from oaa_lib import pixel_adaptive_refinement
 
 def main() -> None:
     """Run the stage."""
+    arguments = parse_arguments()
+    check_device(arguments.device)
+    if arguments.method == "crf":
+        pydensecrf()  # now, rather than in another process
+    folder = VOCFolder(arguments.voc_root, training_split(arguments))
+    kept = {name: str(getattr(arguments, name)) for name in ("maps", "method", "iterations")}
+    if arguments.method == "crf":
+        kept |= {"background_level": str(arguments.background_level), "crf": arguments.crf}
+    out = Bound(arguments.out, kept, record="refinement.json")
+    labelled = [name for name in folder.names if folder.class_ids(name)]
+    todo = out.todo(labelled, lambda name: map_files(folder, name))
+    refine = partial(refine_image, folder=folder, arguments=arguments)
+    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
+        if arguments.method == "crf":
+            seconds = on_all_cores(refine, todo, "crf")
+        else:
+            seconds = [refine(name) for name in tqdm(todo, desc="pamr")]
+    told = f" ({np.median(seconds):.3f} s an image, files aside)" if todo else ""
+    print(f"done: maps of {len(todo)} images refined{told}, {len(labelled) - len(todo)} were there -> {arguments.out}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--split", help="list of the images (default: trainaug if there is one, else train)")
@@ -52,41 +75,14 @@ def main() -> None:
         raise SystemExit(f"{arguments.maps} is missing: expected the folder of maps (--maps)")
     if arguments.maps.resolve() == arguments.out.resolve():
         raise SystemExit(f"{arguments.out} holds the maps to refine; choose another --out")
-    check_device(arguments.device)
-    if arguments.method == "crf":
-        pydensecrf()  # now, rather than in another process
-    folder = VOCFolder(arguments.voc_root, training_split(arguments))
-
-    kept = {name: str(getattr(arguments, name)) for name in ("maps", "method", "iterations")}
-    if arguments.method == "crf":
-        kept |= {"background_level": str(arguments.background_level), "crf": arguments.crf}
-    record = arguments.out / "refinement.json"
-    if record.exists() and read_json(record) != kept:
-        raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to, or make room"):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps(kept))
-    shown = [name for name in folder.names if folder.class_ids(name)]
-    todo = [name for name in shown if not all(path.exists() for path in places(folder, name, arguments.out))]
-    refine = partial(refine_image, folder=folder, arguments=arguments)
-    with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
-        if arguments.method == "crf":
-            seconds = on_all_cores(refine, todo, "crf")
-        else:
-            seconds = [refine(name) for name in tqdm(todo, desc="pamr")]
-    told = f" ({np.median(seconds):.3f} s an image, files aside)" if todo else ""
-    print(f"done: maps of {len(todo)} images refined{told}, {len(shown) - len(todo)} were there -> {arguments.out}")
-
-
-def places(folder: VOCFolder, name: str, maps: Path) -> list[Path]:
-    """Where the maps of an image are."""
-    return [maps / f"{name}_{c}.png" for c in folder.class_ids(name)]
+    return arguments
 
 
 def refine_image(name: str, *, folder: VOCFolder, arguments: argparse.Namespace) -> float:
     """Read, refine and write the maps of one image; returns the seconds that the method took."""
     photograph = np.asarray(folder.photograph(name))
-    attention = torch.stack([read_map(path, folder.size(name)) for path in places(folder, name, arguments.maps)])
+    files = [arguments.maps / file for file in map_files(folder, name)]
+    attention = torch.stack([read_map(path, folder.size(name)) for path in files])
     start = time.perf_counter()
     if arguments.method == "pamr":
         image = torch.tensor(photograph, device=arguments.device).permute(2, 0, 1)[None].float()
@@ -100,8 +96,7 @@ def refine_image(name: str, *, folder: VOCFolder, arguments: argparse.Namespace)
     seconds = time.perf_counter() - start
     if not refined.isfinite().all():
         raise SystemExit(f"{name}: the refined maps hold NaN, so none is written; choose another --background-level")
-    for path, values in zip(places(folder, name, arguments.out), refined, strict=True):
-        write_image(path, Image.fromarray((values * 255).round().clamp(0, 255).to(torch.uint8).numpy()))
+    write_maps(arguments.out, folder, name, refined)
     return seconds
 
 
