@@ -40,7 +40,7 @@ from files import ends_with, read_json, whole_file
 from lists import read_lines
 from networks import BACKBONES
 from parallel import on_all_cores
-from reproduce import TABLES
+from tables import TABLES
 from training import finished
 
 TEMPLATE = Path(__file__).resolve().with_suffix(".html")

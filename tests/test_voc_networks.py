@@ -10,20 +10,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from deeplab import SEGMENTATION_NETWORKS, build_segmentation_network
-from networks import (
-    BACKBONES,
-    Geometry,
-    Network,
-    build_network,
-    load_backbone,
-    load_release_checkpoint,
-    resnet_trunk,
-    vgg16_trunk,
-)
+from networks import BACKBONES, Geometry, Network, build_network, resnet_trunk, vgg16_trunk
 from optimization import make_optimizer
 from test_fake_cuda import Transfers, cuda_bfloat16_autocast
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from weights import load_backbone, load_release_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "vgg16_classifier.npz"
 BUILD = {"attention": build_network, "segmentation": build_segmentation_network}

@@ -10,6 +10,7 @@ import figures
 import numpy as np
 import pytest
 import reproduce
+import seeds
 from PIL import Image
 from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)
 
@@ -28,7 +29,7 @@ def launched(monkeypatch):
         calls.append((script, options))
         run(script, *options)
 
-    monkeypatch.setattr(reproduce, "launch", launch)
+    monkeypatch.setattr(seeds, "launch", launch)
     return calls
 
 
@@ -117,7 +118,7 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
 
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match="this same command goes on"):
-        reproduce.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
+        seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
     assert not (tmp_path / "run" / "done.txt").exists()
 
 

@@ -1,16 +1,8 @@
 """The segmentation networks: DeepLab-LargeFOV on the backbones of networks.py."""
 
-from networks import (
-    EfficientNetLite0,
-    Geometry,
-    Network,
-    ResNet50,
-    efficientnet_lite0_trunk,
-    load_backbone,
-    resnet_trunk,
-    vgg16_trunk,
-)
+from networks import EfficientNetLite0, Geometry, Network, ResNet50, efficientnet_lite0_trunk, resnet_trunk, vgg16_trunk
 from torch import Tensor, nn
+from weights import load_backbone
 
 
 class SegmentationNetwork(Network):

@@ -1,0 +1,145 @@
+"""What a seed needs for the paper's tables and figures: every stage, run as a script of its own unless it is done."""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data import VOCFolder
+from evaluate_cues import evaluate_maps
+from files import read_json, write_text
+from options import training_split
+
+HERE = Path(__file__).parent
+LOSSES = {"mce": ["--loss", "mce", "--threshold", "0"], "hybrid": []}  # the paper's cross entropy has no threshold
+
+
+class Seed:
+    """Everything of one seed. Each method makes what it needs first, and returns the folder, or scores, that it makes.
+
+    Args:
+        arguments: of this script.
+        seed: its number.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
+        self.arguments, self.number = arguments, seed
+        self.folder: Path = arguments.out / f"seed{seed}"
+        self.background: str = arguments.background
+        # Of the folders of all that is made from refined maps.
+        self.suffix = f"_{arguments.refine}" if arguments.refine else ""
+
+    def attention(self) -> Path:
+        """Stage 1, the classifier and its accumulated attention."""
+        options = self._training(self.arguments.attention_backbone) + self._negatives()
+        return self._stage("train_attention.py", "attention", [*options, *self.arguments.attention])
+
+    def integral(self, loss: str) -> Path:
+        """Stage 2, an integral attention model."""
+        maps = self.attention() / "max.safetensors"
+        options = self._training(self.arguments.attention_backbone) + self._negatives()
+        options += ["--maps", maps, *LOSSES[loss], *self.arguments.integral]
+        return self._stage("train_integral.py", loss, options)
+
+    def exported(self, method: str) -> Path:
+        """Attention of the training images at their size."""
+        run, source = (self.integral(method), "integral") if method in LOSSES else (self.attention(), method)
+        options = ["--run", run, "--source", source, "--split", self.split, *self._recipe(), *self.arguments.export]
+        return self._stage("export_attention.py", f"maps/{method}", options, data=True)
+
+    def maps(self, method: str) -> Path:
+        """The maps that become labels: attention as it is exported, or refined."""
+        exported, refine = self.exported(method), self.arguments.refine
+        if not refine:
+            return exported
+        options = ["--maps", exported, "--split", self.split, "--method", refine]
+        if refine == "crf":  # its background: the threshold that is best for the unrefined maps, above 0 as it asks
+            options += ["--background-level", self.scores(exported)["thresholds"][1] or 1 / 255]
+        else:
+            options += ["--device", self.arguments.device]
+        return self._stage("refine_cues.py", f"maps/{method}{self.suffix}", options)
+
+    def scores(self, maps: Path) -> dict[str, Any]:
+        """Scores of a folder of maps on the images of VOC's train split, which have masks of VOC's quality."""
+        record = maps / "scores.json"
+        if not record.exists():
+            write_text(record, json.dumps(evaluate_maps(VOCFolder(self.arguments.voc_root, "train"), maps)))
+        return read_json(record)
+
+    def cues(self, method: str) -> dict[str, Any]:
+        """Scores of the maps that become labels."""
+        return self.scores(self.maps(method))
+
+    def level(self, method: str) -> float | None:
+        """The constant background: that which is best on the even half of the train split; None with another cue."""
+        return self.cues(method)["thresholds"][1] if self.background == "threshold" else None
+
+    def labels(self, method: str) -> Path:
+        """Stage 3, proxy labels."""
+        options = ["--maps", self.maps(method), "--split", self.split, "--background", self.background, *self._recipe()]
+        if self.background == "saliency":
+            options += ["--saliency", self.arguments.saliency]
+        elif self.background == "threshold":
+            options += ["--background-level", self.level(method), "--foreground-threshold", 0]  # the level decides
+        return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])
+
+    def network(self, method: str, proportion: float = 1.0) -> Path:
+        """Stage 4, a segmentation network on a share of the images."""
+        options = [*self._training(self.arguments.backbone), "--labels", self.labels(method)]
+        options += ["--split", self.split, "--proportion", proportion, *self.arguments.segmentation]
+        name = f"{method}{self.suffix}_{proportion:.0%}".rstrip("%")
+        return self._stage("train_segmentation.py", f"networks/{name}", options)
+
+    def val(self, method: str, proportion: float = 1.0) -> Path:
+        """Stage 5, the network's label images of val, and scores.json."""
+        run = self.network(method, proportion)
+        options = ["--run", run, *self._recipe(), *self.arguments.evaluation]
+        return self._stage("evaluate.py", f"val/{run.name}", options, data=True)
+
+    @property
+    def split(self) -> str:
+        """The list of the training images."""
+        return training_split(argparse.Namespace(voc_root=self.arguments.voc_root, split=None))
+
+    def _recipe(self) -> list[Any]:
+        return ["--recipe", self.arguments.recipe]
+
+    def _training(self, backbone: str) -> list[Any]:
+        options = ["--backbone", backbone, "--weights", self.arguments.weights, "--seed", self.number]
+        return [*options, *self._recipe(), *(["--amp"] if self.arguments.amp else [])]
+
+    def _negatives(self) -> list[Any]:
+        return ["--negatives", self.arguments.negatives] if self.arguments.negatives else []
+
+    def _stage(self, script: str, name: str, options: Sequence[Any], *, data: bool | None = None) -> Path:
+        """Run a script into a folder of this seed, unless it ran to its end with these options before."""
+        out = self.folder / name
+        options, done = [str(option) for option in options], out / "done.txt"
+        told = " ".join([script, *options])
+        if done.is_file() and done.read_bytes() == told.encode():
+            return out
+        trains = script.startswith("train_")
+        free: list[Any] = ["--voc-root", self.arguments.voc_root, "--out", out]
+        if trains or data:
+            free += ["--device", self.arguments.device, "--workers", self.arguments.workers]
+        launch(script, [*options, *map(str, free)], self.arguments.processes if trains else 1)
+        write_text(done, told)
+        return out
+
+
+def launch(script: str, options: list[str], processes: int) -> None:
+    """Run one script; stop everything if it fails."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    print("$", " ".join(["python", *start[1:], f"examples/voc/{script}", *options]), flush=True)
+    with subprocess.Popen([*start, str(HERE / script), *options]) as stage:
+        before = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())  # nothing outlives this script
+        stage.wait()
+        signal.signal(signal.SIGTERM, before)
+    if stage.returncode:
+        raise SystemExit(f"{script} stopped; when the cause is mended this same command goes on from there")

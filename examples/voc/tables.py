@@ -1,0 +1,146 @@
+"""The paper's tables: their rows, their numbers from every seed, and how they are printed."""
+
+import argparse
+import csv
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bound import source_commit
+from files import read_json
+from lists import read_lines
+from seeds import LOSSES, Seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        title: as printed.
+        method: whose attention: cam, cam_flip, mean, max, mce, hybrid.
+        paper: the paper's mean IoU in percent on VOC 2012 val, by backbone.
+        proportion: share of the training images that the segmentation network sees.
+    """
+
+    title: str
+    method: str
+    paper: dict[str, float]
+    proportion: float = 1.0
+
+
+TABLES = {
+    1: (
+        Row("OAA", "max", {"vgg16": 61.6, "resnet101": 63.9}),
+        Row("OAA+", "hybrid", {"vgg16": 63.1, "resnet101": 65.2}),
+    ),
+    2: (
+        Row("CAM", "cam", {"vgg16": 53.9}),
+        Row("CAM, flip-averaged", "cam_flip", {}),  # the control: part of what accumulation gives is averaging
+        Row("OAA, mean (Eq. 10)", "mean", {"vgg16": 57.0}),
+        Row("OAA, max (Eq. 5)", "max", {"vgg16": 58.6}),
+        Row("OAA+, MCE (Eq. 6)", "mce", {"vgg16": 51.2}),
+        Row("OAA+, hybrid (Eq. 9)", "hybrid", {"vgg16": 59.6}),
+    ),
+    3: (
+        Row("20 %", "hybrid", {"vgg16": 54.6}, 0.2),
+        Row("50 %", "hybrid", {"vgg16": 57.3}, 0.5),
+        Row("80 %", "hybrid", {"vgg16": 58.9}, 0.8),
+        Row("100 %", "hybrid", {"vgg16": 59.6}),
+    ),
+}
+
+
+def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
+    """Run what a table needs; all its numbers."""
+    seeds = [Seed(arguments, seed) for seed in arguments.seeds]
+    rows = []
+    for row in TABLES[number]:
+        each = {}
+        for seed in seeds:
+            scores = read_json(seed.val(row.method, row.proportion) / "scores.json")
+            cues = {key: value for key, value in seed.cues(row.method).items() if not key.startswith("curve")}
+            each[seed.number] = {"val": scores, "cues": cues, "background_level": seed.level(row.method)}
+        paper = row.paper.get(arguments.backbone, row.paper.get("vgg16"))
+        rows.append({"row": row.title, "paper_val": paper, "seeds": each})
+    first = seeds[0]
+    runs = [first.attention(), first.network(TABLES[number][-1].method)]
+    runs += [first.integral(row.method) for row in TABLES[number] if row.method in LOSSES]
+    return {
+        "table": number,
+        "commit": source_commit(),
+        "recipe": arguments.recipe,
+        "backbone": arguments.backbone,
+        "attention_backbone": arguments.attention_backbone,
+        "background": first.background,
+        "refinement": arguments.refine,
+        "data": {
+            "root": arguments.voc_root.resolve().name,
+            "training_list": first.split,
+            "cues": "train",
+            "val": "val",
+        },
+        "stages": {run.name: read_json(run / "settings.json") for run in dict.fromkeys(runs)},
+        "evaluation": read_json(first.val(TABLES[number][-1].method) / "settings.json")["settings"],
+        "rows": rows,
+        "diagnostics": {seed.number: diagnostics(seed) for seed in seeds},
+    }
+
+
+def diagnostics(seed: Seed) -> dict[str, Any]:
+    """What decides whether accumulation pays, from the logs."""
+
+    def read(run: Path) -> list[dict[str, str]]:
+        return list(csv.DictReader(read_lines(run / "log.csv")))
+
+    log, integral = read(seed.attention()), read(seed.integral("hybrid"))
+    return {
+        "gate_pass_rate": [round(float(row["gate_pass_rate"]), 3) for row in log],
+        "similarity": [round(float(row["similarity"]), 3) for row in log],
+        "pairs_empty": int(float(log[-1]["pairs_empty"])),
+        "share_constrained": round(float(integral[-1]["share_constrained"]), 3),
+        "accumulation_share": sum(float(r["accumulation_seconds"]) for r in log)
+        / sum(float(r["seconds"]) for r in log),
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table as people read it."""
+
+    def cells(values: list[float]) -> list[str]:
+        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
+        return [f"{statistics.mean(values):.1f}", spread, " ".join(f"{value:.1f}" for value in values)]
+
+    head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
+    head += ["cues, train mIoU", "spread", "per seed", "precision", "recall", "background"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in table["rows"]:
+        seeds = list(row["seeds"].values())
+        levels = [f"{seed['background_level']:.2f}" for seed in seeds if seed["background_level"] is not None]
+        paper = "-" if row["paper_val"] is None else f"{row['paper_val']:.1f}"
+        val = cells([100 * seed["val"]["mean_iou"] for seed in seeds])
+        cues = cells([100 * seed["cues"]["mean_iou"] for seed in seeds])
+        found = [[seed["cues"]["foreground"][share] for seed in seeds] for share in ("precision", "recall")]
+        shares = ["-" if None in share else f"{statistics.mean(100 * value for value in share):.0f}" for share in found]
+        cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
+        lines.append(f"| {' | '.join(cells_of_row)} |")
+    one = next(iter(table["rows"][0]["seeds"].values()))
+    lines += [
+        "",
+        f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
+        f"{table['backbone']}; maps {'refined by ' + table['refinement'] if table['refinement'] else 'as they are'}; "
+        f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
+        f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images; cues: "
+        f"{one['cues']['images']} images of train, each half scored at the threshold that is best on the other; "
+        "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds.",
+        "",
+    ]
+    for seed, told in table["diagnostics"].items():
+        lines.append(
+            f"- seed {seed}: gate pass rate by epoch {' '.join(f'{rate:.2f}' for rate in told['gate_pass_rate'])}; "
+            f"pairs never accumulated {told['pairs_empty']}; cosine similarity of a pair's latest two maps "
+            f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; soft labels in N- "
+            f"{told['share_constrained']:.0%}; accumulation {told['accumulation_share']:.2%} of the training time"
+        )
+    return "\n".join(lines) + "\n"
