@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
 from images import photograph
 from label_tables import read_folder
-from lists import listing
+from texts import listing
 
 
 class Pictures(torch.utils.data.Dataset[Image.Image]):

@@ -34,8 +34,9 @@ from oaa_lib.augmentation import transform_with_view
 from oaa_lib.plotting import voc_palette
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))  # its reader of lists and of photographs
+from class_names import MOST_CLASSES
 from images import photograph
-from lists import MOST_CLASSES, Images, read_labels
+from lists import Images, read_labels
 
 BATCH, SIDE, CELLS = 5, 209, 14  # images of a step; pixels of a side, cells of a map's: cell i is at pixel 16 * i
 

@@ -37,10 +37,10 @@ from data import VOCFolder, read_label
 from evaluate_cues import read_map
 from figures import at_size
 from files import ends_with, read_json, whole_file
-from lists import read_lines
 from networks import BACKBONES
 from parallel import on_all_cores
 from tables import TABLES
+from texts import read_lines
 from training import finished
 
 TEMPLATE = Path(__file__).resolve().with_suffix(".html")

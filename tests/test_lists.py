@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_names import read_classes
 from data import VOCFolder
 from hypothesis import given
 from hypothesis import strategies as st
 from label_tables import read_folder
-from lists import Images, numbered_lines, read_classes, read_names
+from lists import Images, read_names
 from PIL import Image
+from texts import numbered_lines
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"

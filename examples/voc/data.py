@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from class_names import read_classes
 from files import write_image
 from images import DRAWN, load, look, photograph, png, turned, undecided
-from lists import Images, read_classes, read_labels, read_names
+from lists import Images, read_labels, read_names
 from PIL import Image
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lists import read_text
 from PIL import Image
+from texts import read_text
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lists import SEPARATORS, Images, check_classes, listing, read_classes, read_text, same_form, shown
+from class_names import check_classes, read_classes
+from lists import Images
+from texts import SEPARATORS, listing, read_text, same_form, shown
 
 
 class Row(NamedTuple):
@@ -188,8 +190,7 @@ def _parts(cell: str, line: int, problems: list[str]) -> tuple[list[str], bool]:
             problems.append(f'line {line}: expected labels such as ["dog", "cat"] or dog;cat, got {shown(cell)}')
             return [], True
         return [name for name in (same_form(str(entry)) for entry in content) if name], True
-    names = [name for name in map(same_form, cell.split(";")) if name]
-    return names, ";" in cell
+    return [name for name in map(same_form, cell.split(";")) if name], ";" in cell
 
 
 def _python_list(cell: str) -> object:
@@ -209,10 +210,8 @@ def _divided(cell: str, known: set[str], explicit: bool, line: int, problems: li
         problems.append(f"line {line}: expected labels, got {shown(cell)}")
         return []
     several = all(part in known for part in parts)
-    if several and not explicit:
-        return parts
-    if not several and explicit:
-        return [cell]
+    if several != explicit:
+        return parts if several else [cell]
     problems.append(
         f"line {line}: {shown(cell)} could be one class or several; write '{parts[0]};{parts[1]}' for several, "
         f"'{cell};' for one, or name all classes in a class file (--classes)"

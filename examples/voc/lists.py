@@ -1,152 +1,16 @@
-"""The one reader of lists and class files (tables: label_tables.py). What is not certain is refused with its line.
-
-Names are compared in one Unicode form (NFC), so a list written on Linux fits files that were named on macOS.
-"""
+"""The one reader of lists and of folders of images. What is not certain is refused with its line."""
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from images import ENDINGS
+from texts import SEPARATORS, numbered_lines, same_form, shown, unprintable
 
-MOST_CLASSES = 254  # in a label image of 8 bits 0 is the background and 255 is ignored
-LONGEST = 5000  # characters of a line, far above any list of names and class ids
-SEPARATORS = re.compile(r"[\s,;]+")
-NUMBERED = re.compile(r"(\d{1,9})[\s,;:.)-]+(\S.*)")  # a class file's "1 person" or "1: person"
 # "/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png", as segmentation projects write lists
 PATHS = re.compile(r"(?:\S*/)?JPEGImages/([^/]+?\.\w+)(?:\s+(?:\S*/)?SegmentationClass\w*/([^/]+)\.png)?")
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in UTF-16 with its mark; a byte order mark is no part of the text."""
-    if path.exists() and not path.is_file():  # a FIFO would wait for ever
-        raise SystemExit(f"{path} cannot be read as text: it is no regular file")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read as text ({error})") from error
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
-        return text.replace("\n\ufeff", "\n")  # of a file that was put together from several
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise SystemExit(f"{path}, line {line}: cannot be read as text ({error.reason}); save it as UTF-8") from error
-
-
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, each with its number, without their ends (Unix, Windows or old Macintosh)."""
-    # not splitlines(), which would cut a name at a form feed or at U+2028
-    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, line in filled:
-        if len(line) > LONGEST:
-            raise SystemExit(f"{path}, line {number}: expected at most {LONGEST} characters, got {shown(line)}")
-    return filled
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    return [line for _, line in numbered_lines(path)]
-
-
-def same_form(name: str) -> str:
-    """A name without spaces round it, in the one Unicode form."""
-    return unicodedata.normalize("NFC", name.strip())
-
-
-def shown(text: str) -> str:
-    """A text as an error message shows it: quoted, on one line, not without end."""
-    return repr(text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)")
-
-
-def without_surrogates(text: object) -> str:
-    """A text that can be printed: bytes of a file name that are no UTF-8 are spelled out."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
-def listing(items: Iterable[str], limit: int = 20) -> str:
-    """The first items, one a line, and how many more there are."""
-    lines = list(items)
-    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "".join(f"\n  {without_surrogates(line)}" for line in lines[:limit] + more)
-
-
-def unprintable(text: str) -> bool:
-    """Whether a text holds line ends, NUL or other control characters, or what cannot be written in UTF-8."""
-    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-# Classes
-
-
-def read_classes(path: Path) -> list[str]:
-    """A class file: one name a line, in the order of the ids from 0, without the background."""
-    lines = numbered_lines(path)
-    if not lines:
-        raise SystemExit(f"{path} names no class; expected one a line")
-    check_classes([(f"{path}, line {number}", line.strip()) for number, line in lines])
-    return [same_form(line) for _, line in lines]
-
-
-def check_classes(names: Sequence[tuple[str, str]]) -> None:
-    """End where class names, each with the place it stands in, would not give every class its id.
-
-    Args:
-        names: (place, name) of each class, in the order of the ids.
-    """
-    seen: dict[str, str] = {}
-    for place, name in names:
-        plain = same_form(name)
-        if unprintable(plain) or not plain:
-            raise SystemExit(f"{place}: expected a class name, got {shown(name)}")
-        if is_background(plain):
-            raise SystemExit(
-                f"{place}: {shown(name)} is no class; the background has the mask value 0 and no class id, so class "
-                "ids and names begin after it: leave it out"
-            )
-        if plain in seen:
-            raise SystemExit(f"{place}: class {shown(name)} is there twice, first in {seen[plain]}")
-        seen[plain] = place
-    if len(seen) == 1 and len(SEPARATORS.split(next(iter(seen)))) > 1:
-        raise SystemExit(
-            f"{names[0][0]}: {shown(names[0][1])} could be one class or several; expected one name a line (a single "
-            "class is written without spaces and commas)"
-        )
-    if len(names) > MOST_CLASSES:
-        raise SystemExit(
-            f"{names[-1][0]}: expected at most {MOST_CLASSES} classes, got {len(names)}: masks have 8 bits"
-        )
-    check_numbers(names)
-
-
-def check_numbers(names: Sequence[tuple[str, str]]) -> None:
-    """End where every name has a number before it (from 0, from 1) that is not that of its place."""
-    found = [NUMBERED.fullmatch(name) for _, name in names]
-    if not all(found):
-        return
-    numbers = [int(match[1]) for match in found if match]
-    first = numbers[0]
-    if first > 1 or sorted(set(numbers)) != numbers:  # they count something else, such as "3 series"
-        return
-    for (place, name), number, expected in zip(names, numbers, range(first, first + len(numbers)), strict=True):
-        if number != expected:
-            raise SystemExit(
-                f"{place}: {shown(name)} has the number {number} where {expected} is next; ids have no gaps here, so "
-                "list the names without numbers and write the masks and labels anew"
-            )
-
-
-def is_background(name: str) -> bool:
-    """Whether a class file means the background by a name, numbered or not."""
-    match = NUMBERED.fullmatch(name)
-    return (match[2] if match else name).strip("_ '\"").casefold() in ("background", "bg")
-
-
-# Folders of images
 
 
 class Images:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from files import ends_with, write_text
-from lists import read_text
+from texts import read_text
 
 
 class Log:

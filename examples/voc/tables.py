@@ -9,8 +9,8 @@ from typing import Any
 
 from bound import source_commit
 from files import read_json
-from lists import read_lines
 from seeds import LOSSES, Seed
+from texts import read_lines
 
 
 @dataclass(frozen=True)

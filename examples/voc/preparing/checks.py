@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from images import DRAWN, Look, load, look, photograph, turned
-from lists import listing
+from texts import listing
 from tqdm import tqdm
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from class_names import check_classes
 from data import write_label
 from images import turned
-from lists import check_classes, same_form
+from texts import same_form
 
 from preparing.checks import attempt, decoded, filled, in_parallel, stop_if
 from preparing.writing import LISTS, finish, list_texts, place, refuse_to_change

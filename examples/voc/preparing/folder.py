@@ -9,7 +9,7 @@ from pathlib import Path
 
 from images import Look, png
 from label_tables import Labelled, read_folder
-from lists import listing, same_form
+from texts import listing, same_form
 
 from preparing.checks import attempt, decoded, filled, in_parallel, label_ids, stop_if
 from preparing.writing import LISTS, finish, list_texts, place, place_mask, refuse_to_change

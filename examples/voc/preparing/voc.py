@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from data import VOC_CLASSES
 from images import png
-from lists import Images, listing, read_names, same_form
+from lists import Images, read_names
+from texts import listing, same_form
 
 from preparing.checks import attempt, decoded, filled, in_parallel, label_ids, stop_if
 from preparing.writing import LISTS, finish, list_texts, refuse_to_change
