@@ -10,10 +10,8 @@ class; one that averages them (--pool avg, the default here) does.
 import argparse
 
 import timm
-import torch
-from quickstart import CLASSES, draw_data
-from torch.nn import functional as F
-from wrap_torchvision import accumulate
+from quickstart import CLASSES
+from wrap_torchvision import accumulate, draw
 
 from oaa_lib import wrap_classifier
 
@@ -24,15 +22,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="of timm (default: vit_tiny_patch16_224)")
     parser.add_argument("--pretrained", action="store_true", help="start from timm's weights")
     parser.add_argument("--pool", choices=("avg", "token"), default="avg", help="default: avg")
-    parser.add_argument("--images", type=int, default=100, help="default: 100")
-    parser.add_argument("--size", type=int, default=128, help="side that images are resized to (default: 128)")
-    parser.add_argument("--epochs", type=int, default=3, help="default: 3")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
-    torch.manual_seed(arguments.seed)
-    images, labels, _ = draw_data(arguments.images, arguments.seed)
-    images = F.interpolate(images, (arguments.size, arguments.size), mode="bilinear")
+    arguments, images, labels = draw(parser)
     model = timm.create_model(
         arguments.model,
         pretrained=arguments.pretrained,

@@ -23,19 +23,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18", help="of torchvision.models (default: resnet18)")
     parser.add_argument("--weights", help="of torchvision, such as DEFAULT (default: none)")
+    arguments, images, labels = draw(parser)
+    model = get_model(arguments.model, weights=arguments.weights)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight, last.bias = torch.nn.Linear(last.in_features, len(CLASSES)).parameters()  # a head for our classes
+    accumulate(wrap_classifier(model.train()), images, labels, arguments.epochs)
+
+
+def draw(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tensor, Tensor]:
+    """All arguments, those of drawn images among them; the images (N, 3, S, S) and their labels (N, C)."""
     parser.add_argument("--images", type=int, default=100, help="default: 100")
     parser.add_argument("--size", type=int, default=128, help="side that images are resized to (default: 128)")
     parser.add_argument("--epochs", type=int, default=3, help="default: 3")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-
     torch.manual_seed(arguments.seed)
     images, labels, _ = draw_data(arguments.images, arguments.seed)
-    images = F.interpolate(images, (arguments.size, arguments.size), mode="bilinear")
-    model = get_model(arguments.model, weights=arguments.weights)
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    last.weight, last.bias = torch.nn.Linear(last.in_features, len(CLASSES)).parameters()  # a head for our classes
-    accumulate(wrap_classifier(model.train()), images, labels, arguments.epochs)
+    return arguments, F.interpolate(images, (arguments.size, arguments.size), mode="bilinear"), labels
 
 
 def accumulate(network: WrappedClassifier, images: Tensor, labels: Tensor, epochs: int) -> None:

@@ -1,12 +1,16 @@
-"""Folders of runs that hold something else: a sentence each."""
+"""Folders of runs: what is gone on with; and a sentence for each that holds something else."""
 
 import json
 import os
+from argparse import Namespace
 
 import pytest
 import torch
 from files import read_json
-from training import finished, load_checkpoint
+from processes import Process
+from recipes import SMALL
+from torch import nn
+from training import Run, finished, load_checkpoint
 
 SETTINGS = {"recipe": {"iterations": 5}, "arguments": {"backbone": "vgg16"}, "data": {"classes": ["cat"]}}
 STATE = {"step": 5, "network": {}}
@@ -57,3 +61,39 @@ def test_fifos_do_not_wait(tmp_path):
     for read, path in ((load_checkpoint, tmp_path), (read_json, tmp_path / "settings.json")):
         with pytest.raises(SystemExit, match=r"regular file|no checkpoint"):
             read(path)
+
+
+class Tiny(nn.Module):
+    """Two parts that learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def parts(self):
+        return dict(self.named_children())
+
+
+class Data(list):
+    split, classes = "train", ("cat", "dog")
+
+
+def start(folder, device):
+    options = {"seed": 0, "backbone": "tiny", "weights": "none", "log_every": 1, "checkpoint_every": 1}
+    arguments = Namespace(out=folder, **options)
+    run = Run(arguments, SMALL.attention, Data("abcd"), Process(torch.device(device), 0, 1))
+    return run, *run.start(lambda *_: Tiny(), 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*is a no-op:UserWarning")
+def test_what_a_training_goes_on_with_is_on_its_device(tmp_path):
+    """The state of the optimiser too, which follows the parameters that it is loaded for; "meta" stands for a GPU."""
+    run, network, optimizer = start(tmp_path, "cpu")
+    network.head(network.backbone(torch.ones(1, 2))).sum().backward()
+    optimizer.step()
+    run._save(1)
+    run, network, optimizer = start(tmp_path, "meta")
+    assert run.first == 1
+    kept = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert len(kept) == 2 * 4  # AdamW's two moments of four parameters
+    assert {value.device.type for value in [*kept, *network.parameters()]} == {"meta"}
