@@ -20,8 +20,8 @@ def label_image(name: str) -> list[str]:
 class Bound:
     """A folder for results of certain settings, which are kept in a file beside them.
 
-    It is made if it is not there. One that holds results of other settings is refused with a sentence, so that what is
-    there can always be gone on with.
+    One that holds results of other settings is refused with a sentence, so that what is there can always be gone on
+    with. Nothing is written before `make`.
 
     Args:
         path: of the folder, as given with --out.
@@ -33,19 +33,23 @@ class Bound:
     def __init__(
         self, path: Path, settings: dict[str, Any], *, record: str = "settings.json", noted: dict[str, Any] = NOTHING
     ) -> None:
-        self.path = path
+        self.path, self.record = path, path / record
         settings = json.loads(json.dumps(settings, default=str))  # as they come back from the file
-        with ends_with(f"--out {path}", "choose a folder that can be written to, or make room"):
-            path.mkdir(parents=True, exist_ok=True)
-            if not (path / record).exists():
-                write_text(path / record, json.dumps(settings | noted, indent=1))
-        found = {name: value for name, value in read_json(path / record).items() if name not in noted}
+        self.content = settings | noted
+        if not self.record.exists():
+            return
+        found = {name: value for name, value in read_json(self.record).items() if name not in noted}
         told = differences(found, settings)
         if told:
-            named = "; ".join(told[:MOST] + [f"{len(told) - MOST} more"] * (len(told) > MOST))
-            raise SystemExit(
-                f"{path} was made with other settings ({named}); choose another --out or remove the folder"
-            )
+            what = "; ".join(told[:MOST] + [f"{len(told) - MOST} more"] * (len(told) > MOST))
+            raise SystemExit(f"{path} was made with other settings ({what}); choose another --out or remove the folder")
+
+    def make(self) -> None:
+        """Make the folder, with the settings in it, where it is not there."""
+        with ends_with(f"--out {self.path}", "choose a folder that can be written to, or make room"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.record.exists():
+                write_text(self.record, json.dumps(self.content, indent=1))
 
     def todo(self, names: Iterable[str], files: Callable[[str], Iterable[str]] = label_image) -> list[str]:
         """The images of which not all files are there yet.

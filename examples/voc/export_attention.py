@@ -53,6 +53,7 @@ def main() -> None:
     out = Bound(arguments.out, kept, record="source.json")
     labelled = [name for name in names if folder.class_ids(name)]
     todo = out.todo(labelled, lambda name: map_files(folder, name))
+    out.make()
     for name in tqdm(todo, f"{arguments.source}, {folder.split}"):
         attention = attention_of(name)
         if views.stretch:

@@ -38,6 +38,7 @@ def main() -> None:
     sizes = {name: size_of(name, folder, arguments.saliency) for name in todo}
     places = {"maps": arguments.maps, "saliency": arguments.saliency, "out": arguments.out}
     call = partial(make_label, folder=folder, sizes=sizes, settings=settings, **places)
+    out.make()
     with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
         ignored = dict(zip(todo, on_all_cores(call, todo, "pseudo labels"), strict=True))
     without = [name for name, share in ignored.items() if share is None]

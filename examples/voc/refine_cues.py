@@ -44,6 +44,7 @@ def main() -> None:
     out = Bound(arguments.out, kept, record="refinement.json")
     labelled = [name for name in folder.names if folder.class_ids(name)]
     todo = out.todo(labelled, lambda name: map_files(folder, name))
+    out.make()
     refine = partial(refine_image, folder=folder, arguments=arguments)
     with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
         if arguments.method == "crf":

@@ -79,9 +79,10 @@ def learn(
     Nothing waits for the device, but the accumulators' maps where they live on the host.
     """
     settings = run.settings
+    fills = settings.fill_empty == "last-epoch"
     for step, batch in run.steps(images):
         set_rate(optimizer, settings, step)
-        fill = settings.fill_empty == "last-epoch" and run.in_last_pass(step)
+        how = {"normalization": settings.normalization, "fill_empty": fills and run.in_last_pass(step)}
         for part in batch:  # the images of one shape
             with run.autocast():
                 out = network(shown(part, accumulators["latest"], settings))  # Eq. 1
@@ -90,7 +91,6 @@ def learn(
                 continue
             for accumulator in accumulators.values():  # Eq. 2, the gate, and Eq. 4 with Eq. 5 or 10
                 with diagnosis.of(accumulator, part.names):
-                    how = {"normalization": settings.normalization, "fill_empty": fill}
                     accumulator.update(part.names, out.score_maps, out.logits, part.views, **how)
         watched.take(step + 1)
         run.step(optimizer, attention=diagnosis)

@@ -55,7 +55,7 @@ class Run:
             kept = {name: value for name, value in vars(arguments).items() if name not in (*recipe, *self.FREE)}
             data = {"split": folder.split, "images": len(folder), "classes": folder.classes}
             bound = {"arguments": kept, "recipe": recipe, "data": data}
-            Bound(self.path, bound, noted={"commit": source_commit()})
+            Bound(self.path, bound, noted={"commit": source_commit()}).make()
         self.log = Log(self.path / "log.csv", self.epoch_length)
         self.first, self.kept, self.network = 0, {}, None
 
