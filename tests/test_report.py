@@ -1,9 +1,8 @@
-"""examples/report.py: what the page of a run holds, and that it works in a real browser, which fetches nothing."""
+"""examples/report: what the page of a run holds, and that it works in a real browser, which fetches nothing."""
 
 import base64
 import json
 import os
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ from evaluate_cues import evaluate_maps
 from figures import at_size
 from matplotlib import colormaps
 from PIL import Image
-from test_voc_pipeline import EXAMPLES, run, trained, voc  # noqa: F401  (two are fixtures)
+from test_voc_pipeline import run, trained, voc  # noqa: F401  (two are fixtures)
 
-REPORT = "../report.py"
+REPORT = "../report"
 CLASSES = ["red<script>alert(1)</script>", "green&amp;\"'"]  # what a data set may call its classes
 FLAGS = ("sandbox", "first-run")
 QUIET = ("disable-gpu", "disable-quic", "disable-background-networking", "disable-component-update", "disable-sync")
@@ -194,14 +193,6 @@ def test_a_page_that_cannot_be_completed_leaves_the_old_one(data, seed, tmp_path
     assert "No space left on device; make room" in run(REPORT, *options, "--run", seed, expect=1)
     assert (tmp_path / "r.html").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "seed0"]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 322, [0, 100, 200, 300]), (0.1, 0.29, [0.1, 0.15, 0.2, 0.25])],
-)
-def test_ticks_are_round(low, high, expected):
-    assert runpy.run_path(str(EXAMPLES / REPORT))["ticks"](low, high) == expected
 
 
 # In a browser
