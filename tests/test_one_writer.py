@@ -15,7 +15,7 @@ import time
 
 import pytest
 import torch
-from forks import say, serve, serving
+from forks import fork, say, serve, serving
 from reference import same, snapshot
 
 from oaa_lib import AttentionAccumulator, View
@@ -90,8 +90,7 @@ def test_a_second_accumulator_of_one_process_is_refused(tmp_path, monkeypatch):
 
 def change_in_a_child(path):
     accumulator = fill(build(path))
-    if os.fork() == 0:
-        signal.alarm(60)
+    if fork() == 0:
         say([*refusals(accumulator, BlockingIOError), accumulator.attention(0).mean().item()])
         del accumulator
         os._exit(0)
@@ -113,8 +112,7 @@ def test_a_forked_child_reads_and_changes_nothing(forks, tmp_path, capfd):
 
 def leave_a_child(path):
     accumulator = fill(build(path))
-    if os.fork() == 0:
-        signal.alarm(60)
+    if fork() == 0:
         say(accumulator.accepted)
         signal.pause()
     signal.pause()
@@ -137,7 +135,7 @@ def fork_while_a_thread_works(path):
 
     threading.Thread(target=hold, daemon=True).start()
     working.wait()
-    if os.fork() == 0:
+    if fork() == 0:
         say(fill(accumulator).accepted)
         os._exit(0)
     os.wait()
@@ -249,14 +247,16 @@ def test_what_is_saved_while_a_thread_works_is_whole(switching, tmp_path):
     accumulator, ended = build(), threading.Event()
 
     def save():
-        for _ in range(10):
-            accumulator.save(tmp_path / "saved")
-            saved = AttentionAccumulator.load(tmp_path / "saved")
-            assert saved.offered == saved.accepted
-            assert saved.counts.unique().numel() == 1
-            statistics = accumulator.statistics()
-            assert torch.equal(statistics.offered, statistics.accepted)
-        ended.set()
+        try:
+            for _ in range(10):
+                accumulator.save(tmp_path / "saved")
+                saved = AttentionAccumulator.load(tmp_path / "saved")
+                assert saved.offered == saved.accepted
+                assert saved.counts.unique().numel() == 1
+                statistics = accumulator.statistics()
+                assert torch.equal(statistics.offered, statistics.accepted)
+        finally:
+            ended.set()
 
     def update():
         while not ended.is_set():
