@@ -145,6 +145,28 @@ def test_a_child_forked_while_a_thread_works_does_not_wait_for_it(forks, tmp_pat
     assert forks.ask(fork_while_a_thread_works, tmp_path) == 36
 
 
+def fork_while_a_file_is_named(path):
+    """As another thread does that starts workers just then; they live on."""
+    replace = os.replace
+
+    def meanwhile(*names):
+        if fork() == 0:
+            signal.pause()
+        replace(*names)
+
+    os.replace = meanwhile
+    accumulator = fill(build(path))
+    for _ in range(2):
+        accumulator.save(f"{path}.saved")
+    say(accumulator.accepted)
+
+
+def test_a_child_forked_while_a_file_is_named_keeps_nothing_locked(forks, tmp_path):
+    assert forks.ask(fork_while_a_file_is_named, tmp_path / "maps") == 18
+    assert fill(build(tmp_path / "maps", resume=True)).accepted == 36
+    fill(build()).save(tmp_path / "maps.saved")
+
+
 # A file that is gone
 
 
