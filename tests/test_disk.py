@@ -487,8 +487,7 @@ def test_a_process_killed_at_any_moment_loses_at_most_the_batch_in_flight(kind, 
         log.write_bytes(b"")
         forks.start(keep_updating, kind, path, scale, 0.0005 if attempt % 3 == 2 else 0)
         reports = rng.randrange(1, 3) if attempt % 3 else 0
-        while log.stat().st_size < reports:
-            time.sleep(0.0002)
+        forks.wait_until(lambda least=reports: log.stat().st_size >= least)
         time.sleep(rng.uniform(0, 0.04))
         forks.kill()
         reported = done + log.stat().st_size
@@ -646,8 +645,8 @@ def test_a_save_killed_at_any_moment_leaves_the_old_file_or_the_new_one(forks, t
     for _ in range(60):
         log.write_bytes(b"")
         forks.start(keep_saving, path)
-        while log.stat().st_size < 1 + rng.randrange(3):
-            time.sleep(0.0002)
+        reports = 1 + rng.randrange(3)
+        forks.wait_until(lambda least=reports: log.stat().st_size >= least)
         time.sleep(rng.uniform(0, 0.02))
         forks.kill()
         saved = AttentionAccumulator.load(path)
