@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,6 +64,6 @@ def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
         )
     if before.device != after.device:
         raise ValueError(f"expected before and after on one device, got {before.device} and {after.device}")
-    first, second = before.float().flatten(-2), after.float().flatten(-2)
-    first, second = (maps / maps.amax(-1, keepdim=True) for maps in (first, second))  # 0 / 0 is NaN
-    return F.cosine_similarity(first, second, dim=-1).clamp(max=1)  # a rounding may lead beyond
+    first, second = (maps if maps.dtype == torch.float64 else maps.float() for maps in (before, after))
+    first, second = ((maps / maps.amax((-2, -1), keepdim=True)).float() for maps in (first, second))  # 0 / 0 is NaN
+    return F.cosine_similarity(first.flatten(-2), second.flatten(-2), dim=-1).clamp(max=1)  # a rounding may lead beyond

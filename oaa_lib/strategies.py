@@ -21,7 +21,8 @@ class Fusion(ABC):
     A fusion may say more about itself in these attributes; a function takes them too, and none of them is needed.
 
     Attributes:
-        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``.
+        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``. Not more than
+            ``torch.float32``, in which it is called: whatever else was stored would be lost at the next map.
         order_free: whether the order of the maps makes no difference (up to rounding).
         zero_is_neutral: whether F(0, A, any count) = A. What was never seen may then be 0, uncounted.
         reduction: how the maps of several processes become one by an all-reduce: ``"max"``, ``"mean"`` (weighted by
