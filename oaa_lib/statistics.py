@@ -33,9 +33,10 @@ class Statistics(NamedTuple):
 
 
 def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
-    """How alike two attention maps of a pair are: near 1, attention has settled, and there is little to accumulate.
+    """How alike two attention maps of a pair are: near 1, attention has hardly changed from the one to the other.
 
     Take the latest map before and after an `AttentionAccumulator.update` from an accumulator with ``fusion="latest"``.
+    Consecutive maps may be alike while attention drifts far over a whole training: compare with early maps too.
 
     Args:
         before: (..., H, W) floating point in [0, 1].
