@@ -61,7 +61,7 @@ class Fusion(ABC):
 
     @property
     def name(self) -> str:
-        """What tells, in a file, which fusion made the maps: a built-in one's name with its settings."""
+        """The name under which a file records the fusion: a built-in one's, with its settings."""
         return f"{self.label}({settings})" if (settings := self._settings()) else self.label
 
     @property
