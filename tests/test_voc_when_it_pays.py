@@ -113,6 +113,7 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     lines = run("train_attention.py", *train, "--out", tmp_path / "attention").splitlines()
     assert lines[-1].startswith("done: ")
     found = signs(tmp_path / "attention")
+    assert expectation(found)[1] in lines
     assert "similarity " in expectation(found)[1]
     for source in ("cam", "cam_flip", "max"):
         export = ["--voc-root", voc, "--run", tmp_path / "attention", "--source", source, "--split", "train"]
