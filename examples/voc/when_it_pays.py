@@ -5,8 +5,8 @@
 --run takes folders of train_attention.py, or those of a seed of reproduce.py, and prints one row for each: the gate's
 pass rate and the similarity of consecutive maps, epoch by epoch; how many maps a pair has accepted; the pairs that
 never accumulated; and by how much the area of the cumulative map exceeds that of the last single map. With --voc-root
-the maps that are there (maps/cam, maps/cam_flip, maps/mean, maps/max, maps/hybrid) are scored, too: precision and
-recall of the CAM, and what each of the others gains over it and over its flip average, with 95 % intervals
+the maps that are there (maps/cam, maps/cam_flip, maps/cam_ms, maps/mean, maps/max, maps/hybrid) are scored, too:
+precision and recall of the CAM, and what each of the others gains over it and over its averages, with 95 % intervals
 (compare.py).
 
 The rule at the end of each row is provisional; see the constants below.
@@ -38,7 +38,7 @@ GROWN = 1.25  # times the area of one map, below which the cumulative map is not
 EMPTY = 0.1  # share of pairs without any map above which these decide
 LEVEL = 0.5  # attention from which a cell belongs to the area of a map
 
-CONTROLS, METHODS = ("cam", "cam_flip"), ("mean", "max", "hybrid")
+CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", "hybrid")
 
 
 @dataclass(frozen=True)
