@@ -1,9 +1,10 @@
 """Stages 1b and 2b: write attention maps at image size, one 8-bit PNG per image and class.
 
---source cam, cam_flip: the classifier at the end of its training, one view or averaged over the mirrored view;
---source max, mean: its cumulative attention (training images only); --source integral: the integral attention model.
-Writes NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over. More views of an image
-are averaged with --scales and --flip-views (not for cumulative attention). On several GPUs start one process each, with
+--source cam, cam_flip, cam_ms: the classifier at the end of its training, in one view, averaged over the mirrored view,
+or over four scales and their mirrored views (the inference that the field spends on a CAM, and so a control); --source
+max, mean: its cumulative attention (training images only); --source integral: the integral attention model. Writes
+NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over. More views of an image are
+averaged with --scales and --flip-views (not for cumulative attention). On several GPUs start one process each, with
 --part 0/4, 1/4, ...
 """
 
@@ -15,7 +16,7 @@ import torch
 from data import AttentionImages, VOCFolder, ends_with, network_size, to_tensor, write_image, write_text
 from networks import AttentionNetwork, build_network
 from PIL import Image
-from recipes import add_options, resolve
+from recipes import add_options, replace_checked, resolve
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -23,13 +24,15 @@ from training import add_data_arguments, add_part_argument, check_device, finish
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
+MANY_SCALES = (0.5, 1.0, 1.5, 2.0)  # of cam_ms: IRN's and SEAM's
+
 
 def main() -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
-    parser.add_argument("--source", choices=("cam", "cam_flip", "max", "mean", "integral"), required=True)
+    parser.add_argument("--source", choices=("cam", "cam_flip", "cam_ms", "max", "mean", "integral"), required=True)
     parser.add_argument("--split", help="list of the images (default: the one that the run was trained on)")
     parser.add_argument("--out", type=Path, required=True)
     add_part_argument(parser)
@@ -42,6 +45,8 @@ def main() -> None:
         stage = "train_integral.py" if arguments.source == "integral" else "train_attention.py"
         raise SystemExit(f"--source {arguments.source} needs a folder of {stage}; {arguments.run} is none (--run)")
     views = resolve(arguments, "labels", settings["arguments"]["backbone"])
+    if arguments.source == "cam_ms":
+        views = replace_checked(views, {"scales": arguments.scales or MANY_SCALES, "flip_views": True})
     split = arguments.split or settings["data"]["split"]
     folder = VOCFolder(arguments.voc_root, split)
     if folder.classes != settings["data"]["classes"]:

@@ -7,8 +7,10 @@ Table 1: OAA and OAA+ with a backbone. Table 2: how attention is accumulated and
 OAA+ for a share of the training images. Each row has the mean IoU on val of a segmentation network trained on the row's
 proxy labels, and that of the cues themselves on the training images, each half of these scored at the threshold that is
 best on the other. A constant background (--background threshold) is, for each row, the threshold that is best on the
-even half. With --refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into
-labels; then everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
+even half. --score-classes chooses the classes of every mean, and --score-split the list with masks that cues are scored
+on (a part of the training list); that of the segmentation network is chosen by --evaluation '--split NAME'. With
+--refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into labels; then
+everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
 
 Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
 side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
@@ -28,7 +30,7 @@ from typing import Any
 
 from crf import pydensecrf
 from data import VOCFolder, write_text
-from evaluate_cues import evaluate_maps
+from evaluate_cues import add_score_classes, chosen_classes, evaluate_maps, names_of
 from lists import read_lines
 from networks import BACKBONES
 from recipes import RECIPES
@@ -43,7 +45,7 @@ class Row:
 
     Attributes:
         title: as printed.
-        method: whose attention: cam, cam_flip, mean, max, mce, hybrid.
+        method: whose attention: cam, cam_flip, cam_ms, mean, max, mce, hybrid.
         paper: the paper's mean IoU in percent on VOC 2012 val, by backbone.
         proportion: share of the training images that the segmentation network sees.
     """
@@ -62,6 +64,7 @@ TABLES = {
     2: (
         Row("CAM", "cam", {"vgg16": 53.9}),
         Row("CAM, flip-averaged", "cam_flip", {}),  # the control: part of what accumulation gives is averaging
+        Row("CAM, 4 scales + flip", "cam_ms", {}),  # and the control that spends as much inference as the field does
         Row("OAA, mean (Eq. 10)", "mean", {"vgg16": 57.0}),
         Row("OAA, max (Eq. 5)", "max", {"vgg16": 58.6}),
         Row("OAA+, MCE (Eq. 6)", "mce", {"vgg16": 51.2}),
@@ -124,9 +127,12 @@ class Seed:
 
     def scores(self, maps: Path) -> dict[str, Any]:
         """Scores of a folder of maps on the images of VOC's train split, which have masks of VOC's quality."""
-        record = maps / "scores.json"
-        if not record.exists():
-            write_text(record, json.dumps(evaluate_maps(VOCFolder(self.arguments.voc_root, "train"), maps)))
+        record, data = maps / "scores.json", VOCFolder(self.arguments.voc_root, self.arguments.score_split)
+        scored = chosen_classes(self.arguments.score_classes, data.classes)
+        asked = {"split": data.split, "score_classes": names_of(scored, data.classes)}
+        found = read_json(record) if record.exists() else {}
+        if any(found.get(key) != value for key, value in asked.items()):
+            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored)))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
@@ -157,6 +163,8 @@ class Seed:
         """Stage 5, the network's label images of val, and scores.json."""
         run = self.network(method, proportion)
         options = ["--run", run, *self._recipe(), *self.arguments.evaluation]
+        if self.arguments.score_classes is not None:
+            options += ["--score-classes", self.arguments.score_classes]
         return self._stage("evaluate.py", f"val/{run.name}", options, data=True)
 
     @property
@@ -230,8 +238,9 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         "data": {
             "root": arguments.voc_root.resolve().name,
             "training_list": first.split,
-            "cues": "train",
-            "val": "val",
+            "cues": rows[0]["seeds"][first.number]["cues"]["split"],
+            "val": rows[0]["seeds"][first.number]["val"]["split"],
+            "score_classes": rows[0]["seeds"][first.number]["cues"]["score_classes"],
         },
         "stages": {run.name: read_json(run / "settings.json") for run in dict.fromkeys(runs)},
         "evaluation": read_json(first.val(TABLES[number][-1].method) / "settings.json")["settings"],
@@ -278,13 +287,16 @@ def markdown(table: dict[str, Any]) -> str:
         cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
         lines.append(f"| {' | '.join(cells_of_row)} |")
     one = next(iter(table["rows"][0]["seeds"].values()))
+    chosen, names = table["data"]["score_classes"], one["cues"]["class_iou"]
+    means = "all classes that occur" if len(chosen) == len(names) else ", ".join(chosen)
     lines += [
         "",
         f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
         f"{table['backbone']}; maps {'refined by ' + table['refinement'] if table['refinement'] else 'as they are'}; "
         f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
-        f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images; cues: "
-        f"{one['cues']['images']} images of train, each half scored at the threshold that is best on the other; "
+        f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images of "
+        f"{table['data']['val']}; cues: {one['cues']['images']} images of {table['data']['cues']}, each half scored at "
+        f"the threshold that is best on the other; means over {means}; "
         "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds.",
         "",
     ]
@@ -343,6 +355,8 @@ def main() -> None:
         parser.add_argument(
             f"--{stage}", type=str.split, default=[], help="further options of this stage, in one string: '--lr 1e-4'"
         )
+    add_score_classes(parser)
+    parser.add_argument("--score-split", default="train", help="list of the images that cues are scored on")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--processes", type=int, default=1, help="GPUs that a training runs on (default: 1)")

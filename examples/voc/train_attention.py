@@ -29,6 +29,7 @@ from training import (
     state_of,
     training_split,
 )
+from when_it_pays import expectation, signs
 
 from oaa_lib import AttentionAccumulator, Snapshots, attention_drop, attention_similarity
 
@@ -126,6 +127,7 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
         for fusion in ("max", "mean"):
             with ends_with(f"{run.path}/{fusion}.safetensors", "make room, then the same command writes it"):
                 accumulators[fusion].save(run.path / f"{fusion}.safetensors")
+        print(expectation(signs(run.path))[1])
         total = oaa.statistics()
         print(
             f"done: {settings.iterations} iterations, {oaa.pairs.num_pairs} pairs, "
