@@ -47,7 +47,7 @@ class Fusion(ABC):
     label: ClassVar[str] = ""  # the name of a built-in one
     settings: ClassVar[tuple[str, ...]] = ()  # attributes that belong to its name
     commutes_with_rounding: ClassVar[bool] = False  # then it is called on maps as they are stored, without a count
-    guarded: ClassVar[bool] = False  # what it returns must be looked at
+    guarded: bool = False  # what it returns must be looked at
     reduction: Literal["max", "mean", "latest"] | None = None
     merge: Callable[..., Tensor] | None = None
     not_mergeable: str | None = None
