@@ -31,11 +31,11 @@ from training import OTHER_RUN, finished
 
 from oaa_lib import AttentionAccumulator
 
-# PROVISIONAL: these three rest on a handful of classifiers. Where attention stands still, or a maximum adds no area,
-# accumulation has nothing to work with; where many pairs hold nothing, it lacks what the CAM has.
-STILL = 0.85  # similarity of consecutive maps above which attention stands still
-GROWN = 1.25  # times the area of one map, below which the cumulative map is not much larger
-EMPTY = 0.1  # share of pairs without any map above which these decide
+# PROVISIONAL: the rule rests on three classifiers. Of the quickstart's drawn images, where the maximum gains 15 and 21
+# points over the CAM, the area grew 2.5 and 3.5 times (seeds 0 and 1); of VOC 2007, where it gains nothing, 1.5 times.
+# The similarity of consecutive maps is no part of it: at the end it is 0.98 on the drawn images and 0.91 on VOC 2007.
+GROWN = 2.0  # times the area of a single map, above which the cumulative map has something to complete
+EMPTY = 0.1  # share of pairs without any map, above which these decide
 LEVEL = 0.5  # attention from which a cell belongs to the area of a map
 
 CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", "hybrid")
@@ -99,7 +99,7 @@ def expectation(found: Signs) -> tuple[bool, str]:
     told = f"similarity {similarity:.2f} after epoch {epoch:.0f}, area grew {found.growth:.1f} times"
     if share_empty > EMPTY:
         told += f", {share_empty:.0%} of the pairs hold nothing"
-    pays = similarity < STILL and found.growth > GROWN and share_empty <= EMPTY
+    pays = found.growth > GROWN and share_empty <= EMPTY
     says = "may beat" if pays else "is not expected to beat"
     return pays, f"{told}: accumulation {says} the flip-averaged CAM (a provisional rule, see when_it_pays.py)"
 
