@@ -80,8 +80,8 @@ class _WeightedLogLoss(torch.autograd.Function):
         return torch.logaddexp(z, z.new_zeros(()), out=z).mul_(weights).abs_().sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (grad,), (scores, weights) = grad_outputs, ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        scores, weights = ctx.saved_tensors
         q = weights.sign().mul_(scores).sigmoid_()
         # In place, unless a second derivative will need q as it is.
         return (q * weights * grad if torch.is_grad_enabled() else q.mul_(weights).mul_(grad)), None
