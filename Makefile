@@ -1,10 +1,12 @@
-# make demo: set up and run the main job on embedded images.  make test: set up and check everything.
+# make demo: set up and run the main job on embedded images.  make test: set up and check everything but what needs the
+# heavy packages of others (transformers, lightning, grad-cam, torchcam, a browser).  make test-extras: set up and check that.
 # make docs: set up, build the site into docs/_build/html, running the code of its pages, and check its links.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test docs clean
+.PHONY: demo test test-extras docs clean
 
 demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
@@ -13,7 +15,11 @@ test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --ignore=tests/extras --ignore=oaa_lib/lightning.py
+
+test-extras: .venv/test-extras
+	$(BIN)/mypy
+	$(PYTEST) tests/extras oaa_lib/lightning.py
 
 docs: .venv/docs
 	$(BIN)/sphinx-build -W --keep-going -n -E -j auto -b html docs docs/_build/html
@@ -26,6 +32,10 @@ docs: .venv/docs
 
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) '.[dev]'
+	touch $@
+
+.venv/test-extras: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) '.[dev,test-extras]'
 	touch $@
 
 .venv/docs: pyproject.toml constraints.txt | .venv/bin/python

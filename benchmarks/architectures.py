@@ -15,6 +15,7 @@ script works out by itself:
 import argparse
 import copy
 import re
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -422,7 +423,10 @@ def page(rows: list[Row]) -> str:
         wrong=wrong,
         versions=versions,
         lines="\n".join(lines),
-        sentences="\n".join(f"{number}. {sentence}" for sentence, number in sentences.items()),
+        sentences="\n".join(
+            textwrap.fill(f"{number}. {sentence}", 118, subsequent_indent="   ", break_on_hyphens=False)
+            for sentence, number in sentences.items()
+        ),
     )
 
 

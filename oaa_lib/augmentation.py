@@ -140,7 +140,7 @@ class WithViews(Dataset[tuple[Any, ...]]):
             )
         if transform is not None and not callable(transform):
             raise TypeError(f"expected transform as something to call, or None, got {type(transform).__name__}")
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self.transform = transform
 
     def __len__(self) -> int:

@@ -68,7 +68,7 @@ class OwnFusion(Fusion):
 
     @property
     def name(self) -> str:
-        """What tells, in a file, which fusion made the maps: "own:" and the name of your function or class."""
+        """The name under which a file records the fusion: "own:" and that of your function or class."""
         return f"own:{getattr(self.own, '__qualname__', type(self.own).__qualname__)}"
 
 
@@ -121,7 +121,7 @@ def _parsed(text: str) -> tuple[str, dict[str, float]]:
 
 
 def fusion_name(fusion: Fuse) -> str:
-    """The name that tells what a state was made with: a built-in one's with settings, or "own:" and yours.
+    """The name under which a state records its fusion: a built-in one's, with its settings, or "own:" and yours.
 
     Example:
         >>> fusion_name(ExponentialMovingAverage(0.5)), fusion_name(NoisyOr())

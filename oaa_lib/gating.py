@@ -25,6 +25,7 @@ class Gate(Protocol):
         Logits that are not finite arrive as -infinity (NaN) or the largest finite numbers; what depends on them is
         skipped whatever the gate says.
         """
+        ...
 
 
 def score_gate(logits: Tensor, labels: Tensor) -> Tensor:

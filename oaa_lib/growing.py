@@ -119,9 +119,9 @@ def _cells(pairs: PairSelection, score_maps: Tensor) -> tuple[Tensor, Tensor, Te
     cells = starts + pairs.classes
     targets = np.zeros(batch * num_classes, dtype=np.bool_)
     targets[cells] = True
-    rows = starts[:, None] + np.arange(num_classes)
-    relevant = np.where(targets[rows], cells[:, None], rows)
     labels = targets.reshape(batch, num_classes)
+    rows = starts[:, None] + np.arange(num_classes)
+    relevant = np.where(labels[pairs.positions], cells[:, None], rows)
     return to_device(device, cells), to_device(device, relevant), to_device(device, labels)
 
 

@@ -62,19 +62,22 @@ def multi_scale_attention(
     size = None if size is None else _checked_size(size)
     scales = _checked_scales(scales, max(images.shape[-2:]))
     ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
-    total = None
+    total, dtype = None, images.dtype
     for scale in ordered:
         sides = [max(round(side * scale), 1) for side in images.shape[-2:]]
         resized = images if scale == 1 else F.interpolate(images, sides, mode="bilinear", align_corners=False)
         for mirrored in (False, True) if flip else (False,):
-            attention = normalize_attention(_score_maps(model(resized.flip(-1) if mirrored else resized)))
+            score_maps = _score_maps(model(resized.flip(-1) if mirrored else resized))
+            dtype = score_maps.dtype
+            half = dtype in (torch.float16, torch.bfloat16)  # in which nothing should be added up
+            attention = normalize_attention(score_maps.float() if half else score_maps)
             attention = attention.flip(-1) if mirrored else attention
             size = size or (attention.shape[-2], attention.shape[-1])
             if attention.shape[-2:] != size:
                 attention = F.interpolate(attention, size, mode="bilinear", align_corners=False)
             total = attention if total is None else total + attention
     assert total is not None
-    return total / (len(ordered) * (2 if flip else 1))
+    return (total / (len(ordered) * (2 if flip else 1))).to(dtype)
 
 
 def _checked_scales(scales: Any, side: int) -> list[float]:

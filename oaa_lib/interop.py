@@ -25,6 +25,7 @@ from oaa_lib.arguments import floating, kind, shown, whole_number, whole_numbers
 from oaa_lib.interop_folder import MapFolder, files_of_images
 from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name, resize
 
+__all__ = ["ImageMaps", "Layout", "Loaded", "MapFolder", "load_into", "read_maps", "write_maps"]
 Layout = Literal["oaa", "irn", "psa", "safetensors"]
 
 

@@ -45,10 +45,10 @@ def check_name(name: str, layout: str, num_classes: int) -> None:
     """Refuse a name that would lead out of the folder, be hidden in it, or be none of a file."""
     strange = not name or name.startswith(".") or bool(set(name) & set("/\\\0\n\r"))
     try:
-        longest = len(os.fsencode(f".{name}_{num_classes - 1}{ENDINGS[layout]}.partial"))
+        strange |= len(os.fsencode(f".{name}_{num_classes - 1}{ENDINGS[layout]}.partial")) > LONGEST_NAME
     except UnicodeEncodeError:
         strange = True
-    if strange or longest > LONGEST_NAME:
+    if strange:
         raise ValueError(f"expected names that can be those of files, got {name[:60]!r} ({len(name)} characters)")
 
 

@@ -8,6 +8,7 @@ from oaa_lib.gating import Gate, resolve_gate
 from oaa_lib.growing import what_is_kept
 from oaa_lib.maps import mapped_file, state
 from oaa_lib.maps.files import blaming
+from oaa_lib.maps.state import Owners
 
 
 class Saved(NamedTuple):
@@ -23,7 +24,7 @@ class Saved(NamedTuple):
 
     name: str
     state: dict[str, Any]
-    owners: state.Owners
+    owners: Owners
     fusion: Fuse
     gate: Gate | None
 
@@ -33,12 +34,12 @@ def read_saved(name: str, fusion: str | Fuse | None, gate: str | Gate | None) ->
     found = mapped_file.read(name)
     with blaming(name):
         owners = state.read(found)
-    fusion = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else resolve_fusion(fusion)
+    made: Fuse = _made_with(name, "fusion", owners.fusion, resolve_fusion) if fusion is None else resolve_fusion(fusion)
     if isinstance(gate, str) and gate == "saved":
         gate = _made_with(name, "gate", found["gate"], resolve_gate)
-    kept = what_is_kept(adapt(fusion), found["maps"].dtype)
-    state.fit(name, found, owners, owners.layout, kept, fusion_name(fusion))  # or a file could claim more than it holds
-    return Saved(name, found, owners, fusion, None if gate is None else resolve_gate(gate))
+    kept = what_is_kept(adapt(made), found["maps"].dtype)
+    state.fit(name, found, owners, owners.layout, kept, fusion_name(made))  # or a file could claim more than it holds
+    return Saved(name, found, owners, made, None if gate is None else resolve_gate(gate))
 
 
 def _made_with(name: str, part: str, saved: Any, resolve: Callable[[Any], Any]) -> Any:

@@ -135,7 +135,7 @@ class HybridLoss(nn.Module):
     def __init__(self, *, normalization: Literal["class", "pooled"] = "class", threshold: float = 0.0) -> None:
         super().__init__()
         one_of("normalization", normalization, "class", "pooled")
-        self.normalization = normalization
+        self.normalization: Literal["class", "pooled"] = normalization
         self.threshold = number("threshold", threshold, 0, 1, below=True)
 
     def forward(self, score_maps: Tensor, soft_labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,9 +33,10 @@ class Statistics(NamedTuple):
 
 
 def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
-    """How alike two attention maps of a pair are: near 1, attention has settled, and there is little to accumulate.
+    """How alike two attention maps of a pair are: near 1, attention has hardly changed from the one to the other.
 
     Take the latest map before and after an `AttentionAccumulator.update` from an accumulator with ``fusion="latest"``.
+    Consecutive maps may be alike while attention drifts far over a whole training: compare with early maps too.
 
     Args:
         before: (..., H, W) floating point in [0, 1].
@@ -63,6 +65,6 @@ def attention_similarity(before: Tensor, after: Tensor) -> Tensor:
         )
     if before.device != after.device:
         raise ValueError(f"expected before and after on one device, got {before.device} and {after.device}")
-    first, second = before.float().flatten(-2), after.float().flatten(-2)
-    first, second = (maps / maps.amax(-1, keepdim=True) for maps in (first, second))  # 0 / 0 is NaN
-    return F.cosine_similarity(first, second, dim=-1).clamp(max=1)  # a rounding may lead beyond
+    first, second = (maps if maps.dtype == torch.float64 else maps.float() for maps in (before, after))
+    first, second = ((maps / maps.amax((-2, -1), keepdim=True)).float() for maps in (first, second))  # 0 / 0 is NaN
+    return F.cosine_similarity(first.flatten(-2), second.flatten(-2), dim=-1).clamp(max=1)  # a rounding may lead beyond

@@ -21,7 +21,8 @@ class Fusion(ABC):
     A fusion may say more about itself in these attributes; a function takes them too, and none of them is needed.
 
     Attributes:
-        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``.
+        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``. Not more than
+            ``torch.float32``, in which it is called: whatever else was stored would be lost at the next map.
         order_free: whether the order of the maps makes no difference (up to rounding).
         zero_is_neutral: whether F(0, A, any count) = A. What was never seen may then be 0, uncounted.
         reduction: how the maps of several processes become one by an all-reduce: ``"max"``, ``"mean"`` (weighted by
@@ -46,7 +47,7 @@ class Fusion(ABC):
     label: ClassVar[str] = ""  # the name of a built-in one
     settings: ClassVar[tuple[str, ...]] = ()  # attributes that belong to its name
     commutes_with_rounding: ClassVar[bool] = False  # then it is called on maps as they are stored, without a count
-    guarded: ClassVar[bool] = False  # what it returns must be looked at
+    guarded: bool = False  # what it returns must be looked at
     reduction: Literal["max", "mean", "latest"] | None = None
     merge: Callable[..., Tensor] | None = None
     not_mergeable: str | None = None
@@ -60,7 +61,7 @@ class Fusion(ABC):
 
     @property
     def name(self) -> str:
-        """What tells, in a file, which fusion made the maps: a built-in one's name with its settings."""
+        """The name under which a file records the fusion: a built-in one's, with its settings."""
         return f"{self.label}({settings})" if (settings := self._settings()) else self.label
 
     @property

@@ -1,6 +1,6 @@
 """The laws of fusion and streams to try them on, so that a fusion of your own is property-tested in three lines.
 
-`check_fusion` asserts what every `Fusion` must satisfy and whatever the fusion claims of itself (``order_free``,
+`check_fusion` asserts what every `Fusion` must satisfy and whatever the fusion claims about itself (``order_free``,
 ``merge``, ...). Laws that no attribute claims, such as `assert_monotone`, are called by name.
 
 Example:
@@ -63,7 +63,7 @@ def fold(fusion: Fuse, maps: Sequence[Tensor]) -> Tensor:
 
 
 def check_fusion(fusion: Fuse | str, maps: Sequence[Tensor], *, tolerance: float = TOLERANCE) -> None:
-    """All that a fusion must satisfy, and all that it claims of itself.
+    """All that a fusion must satisfy, and all that it claims about itself.
 
     Every fusion: `assert_bounded`, `assert_starts_with_first`, `assert_pure`. With ``order_free``, ``zero_is_neutral``,
     ``reduction`` or ``merge``: the law that goes with it.

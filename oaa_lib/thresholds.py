@@ -222,6 +222,8 @@ def _levels(attention: Any) -> Tensor:
             f"expected attention in [0, 1], got [{values.min():.4g}, {values.max():.4g}]; "
             "call normalize_attention first"
         )
+    if values.element_size() < 4:
+        values = values.float()  # half precision would round twice
     return (values * (LEVELS - 1)).round().clamp(0, LEVELS - 1)
 
 

@@ -345,3 +345,17 @@ def same(first: dict[str, object], second: dict[str, object]) -> bool:
         torch.equal(value, second[name]) if isinstance(value, Tensor) else value == second[name]  # type: ignore[arg-type]
         for name, value in first.items()
     )
+
+
+def rows_of(state: dict[str, object]) -> list[dict[str, bytes]]:
+    """All that each pair keeps, from a state."""
+    per_image = np.diff(np.asarray(state["offsets"]))
+    sizes = np.broadcast_to(np.asarray(state["map_size"]), (len(per_image), 2)).prod(1).repeat(per_image)
+    rows: list[dict[str, bytes]] = [{} for _ in sizes]
+    for name in ("maps", "missed", "counts", "synchronized"):
+        if name in state:
+            flat = np.asarray(state[name]).reshape(-1)
+            ends = np.cumsum(sizes if name in ("maps", "missed") else np.ones_like(sizes))
+            for row, piece in zip(rows, np.split(flat, ends[:-1]), strict=True):
+                row[name] = piece.tobytes()
+    return rows

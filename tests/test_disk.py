@@ -14,10 +14,10 @@ import pickle
 import random
 import shutil
 import signal
-import sys
 import time
 import zlib
 
+import moments
 import numpy as np
 import pytest
 import safetensors
@@ -26,7 +26,7 @@ import torch
 from forks import say, serve, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import noisy_or, same, snapshot, streams
+from reference import noisy_or, rows_of, same, snapshot, streams
 
 from oaa_lib import AttentionAccumulator, View
 from oaa_lib.fusion import ExponentialMovingAverage
@@ -307,26 +307,8 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-WRITERS = {inspect.getfile(each) for each in (MappedStore, Store, Span, Entry, replacing)}  # wherever these are
-
-
-def at_each_line(action, function, *args) -> None:
-    """Run a function, and an action before each line of the code that writes."""
-    numbers = itertools.count(1)
-
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename not in WRITERS:
-            return None
-        if event == "line":
-            action(next(numbers))
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function(*args)
-    finally:
-        sys.settrace(before)
+WRITERS = tuple(inspect.getfile(each) for each in (MappedStore, Store, Span, Entry, replacing))  # wherever these are
+at_each_line = functools.partial(moments.at_each_line, of=WRITERS)
 
 
 def stop_at_line(step, die, function, *args) -> bool:
@@ -487,8 +469,7 @@ def test_a_process_killed_at_any_moment_loses_at_most_the_batch_in_flight(kind, 
         log.write_bytes(b"")
         forks.start(keep_updating, kind, path, scale, 0.0005 if attempt % 3 == 2 else 0)
         reports = rng.randrange(1, 3) if attempt % 3 else 0
-        while log.stat().st_size < reports:
-            time.sleep(0.0002)
+        forks.wait_until(lambda least=reports: log.stat().st_size >= least)
         time.sleep(rng.uniform(0, 0.04))
         forks.kill()
         reported = done + log.stat().st_size
@@ -546,22 +527,6 @@ def test_what_was_recorded_is_repeated_however_often_the_repetition_is_killed_to
     assert same(reopened(kind, path), after)
 
 
-def rows_of(kind: str, state: dict[str, object], scale: int) -> list[dict[str, bytes]]:
-    """All that each pair keeps."""
-    sizes = np.broadcast_to(KINDS[kind]["map_size"] * scale, (IMAGES, 2)).prod(1).repeat(2)
-    rows = [{} for _ in sizes]
-    for name, values in state.items():
-        if name in ("maps", "missed"):
-            flat = values.numpy().reshape(-1)
-            ends = np.cumsum(sizes * (len(flat) // sizes.sum()))
-            for row, piece in zip(rows, np.split(flat, ends[:-1]), strict=True):
-                row[name] = piece.tobytes()
-        elif name == "counts":
-            for row, value in zip(rows, values, strict=True):
-                row[name] = value.numpy().tobytes()
-    return rows
-
-
 @pytest.mark.slow
 @every_kind
 def test_a_batch_too_large_for_the_journal_is_torn_between_pairs_only(kind, tmp_path):
@@ -571,7 +536,7 @@ def test_a_batch_too_large_for_the_journal_is_torn_between_pairs_only(kind, tmp_
     seen = set()
     contents = contents_at_each_line(path, show, endless(kind, path, scale=scale), 6, batch)
     for state in states_of(kind, tmp_path / "left", contents, scale=scale):
-        rows = list(zip(*(rows_of(kind, values, scale) for values in (state, before, after)), strict=True))
+        rows = list(zip(*(rows_of(values) for values in (state, before, after)), strict=True))
         assert all(row in (old, new) for row, old, new in rows)
         seen.add(sum(row != old for row, old, _ in rows))
         totals = [name for name in ("skipped", "offered") if not torch.equal(state[name], before[name])]
@@ -611,7 +576,7 @@ def test_what_changes_all_maps_is_one_step_if_the_journal_holds_it_and_else_torn
     contents = contents_at_each_line(path, operate, endless(kind, path, scale=scale), other)
     states = states_of(kind, tmp_path / "left", contents, scale=scale)
     for state in states:
-        rows = list(zip(*(rows_of(kind, values, scale) for values in (state, before, after)), strict=True))
+        rows = list(zip(*(rows_of(values) for values in (state, before, after)), strict=True))
         assert all(row in (old, new) for row, old, new in rows)
         totals = [name for name in ("skipped", "offered") if not torch.equal(state[name], before[name])]
         assert not totals or same(state, after)
@@ -646,8 +611,8 @@ def test_a_save_killed_at_any_moment_leaves_the_old_file_or_the_new_one(forks, t
     for _ in range(60):
         log.write_bytes(b"")
         forks.start(keep_saving, path)
-        while log.stat().st_size < 1 + rng.randrange(3):
-            time.sleep(0.0002)
+        reports = 1 + rng.randrange(3)
+        forks.wait_until(lambda least=reports: log.stat().st_size >= least)
         time.sleep(rng.uniform(0, 0.02))
         forks.kill()
         saved = AttentionAccumulator.load(path)

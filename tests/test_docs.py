@@ -35,6 +35,18 @@ def test_a_missing_page_anchor_or_picture_is_found(tmp_path):
     assert {"index.html: gone.html", "index.html: #nowhere", "index.html: gone.png"} <= set(result.stdout.splitlines())
 
 
+def test_no_source_line_of_the_documents_is_longer_than_120_characters():
+    """Rows of tables, lines that are one picture or link, and lines of diffs cannot be broken."""
+    unbreakable = re.compile(r" *\||!?\[.*\)$|\+")
+    root, long = DOCS.parent, []
+    beside = [*root.glob("*.md"), root / "examples" / "README.md", root / "tests" / "golden" / "README.md"]
+    for path in (*PAGES, DOCS / "tutorial.ipynb", *beside):
+        cells = json.loads(path.read_text())["cells"] if path.suffix == ".ipynb" else [{"source": path.read_text()}]
+        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
+        long += [f"{path.name}: {line}" for line in lines if len(line) > 120 and not unbreakable.match(line)]
+    assert long == []
+
+
 def test_the_tutorial_is_kept_without_outputs():
     cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import find
 from PIL import Image
 
@@ -34,18 +33,6 @@ def test_attention_of_a_wrapped_classifier_grows(run, script):
     first, second = (float(line.rsplit(" ", 1)[1]) for line in lines[:2])
     assert 0 <= first <= second <= 1
     assert lines[-1].startswith("done: ")
-
-
-@pytest.mark.slow
-def test_lightning_accumulates_every_epoch_and_keeps_a_checkpoint_with_the_maps(run, tmp_path):
-    options = ["--images", 20, "--size", 64, "--epochs", 2, "--out", tmp_path]
-    done = run("with_lightning.py", *options).splitlines()[-1].split()
-    _, labels, _ = runpy.run_path(str(EXAMPLES / "quickstart.py"))["draw_data"](20, 0)
-    assert done[0] == "done:"
-    assert int(done[3]) == 2 * int(labels.sum())
-    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
-    (state,) = (s for s in torch.load(checkpoint, weights_only=True)["callbacks"].values() if "maps" in s)
-    assert int(state["counts"].sum()) == int(done[1])
 
 
 def test_the_maximum_keeps_what_the_mean_and_a_fading_one_lose(run):

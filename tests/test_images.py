@@ -3,10 +3,12 @@
 import os
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data import VOCFolder, read_label
 from evaluate_cues import read_map
 from images import DRAWN, PHOTOGRAPHS, load, look, photograph, png
@@ -150,14 +152,25 @@ POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
 """
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def huge():
     """A PNG of 60,000 x 60,000 pixels in some sixty bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     head = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def drawn(mode):
+    """A small PNG of three areas, of one of the modes: a label (P), a map or saliency (L), a photograph (RGB)."""
+    pixels = np.repeat(np.repeat(np.array([[0, 3], [7, 3]], np.uint8), 6, 0), 5, 1)
+    image = Image.fromarray(np.stack([pixels, pixels * 9, pixels * 30], -1) if mode == "RGB" else pixels, mode=mode)
+    if mode == "P":
+        image.putpalette(bytes(range(24)))
+    stream = BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def noise():
@@ -207,6 +220,58 @@ def test_maps_and_labels_are_png_whatever_their_name_says(tmp_path):
     with pytest.raises(ValueError, match="formats PNG"):
         load(tmp_path / "a.png", DRAWN)
     assert load(tmp_path / "a.png", PHOTOGRAPHS).size == (40, 40)
+
+
+CHECKED = {
+    "P": read_label,
+    "L": lambda path: read_map(path, (12, 10)),
+    "RGB": lambda path: torch.from_numpy(np.asarray(photograph(path)).copy()),
+}
+
+
+@pytest.mark.parametrize("mode", CHECKED)
+def test_no_flipped_bit_of_a_png_gives_other_pixels(tmp_path, mode):
+    """Every bit of the file: it is refused, or the pixels are those that were written."""
+    path, content, refused = tmp_path / "a.png", drawn(mode), 0
+    path.write_bytes(content)
+    expected = CHECKED[mode](path)
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            pixels = CHECKED[mode](path)
+        except (ValueError, SystemExit):
+            refused += 1
+        else:
+            assert torch.equal(pixels, expected), f"bit {bit}"
+    assert refused > 4 * len(content)
+
+
+def test_pixels_that_are_whole_but_not_what_the_checksum_says_are_refused(tmp_path):
+    """Decoding succeeds here: the rows are all there, and their compression's own checksum is right."""
+    content = drawn("L")
+    start = content.index(b"IDAT")
+    length = int.from_bytes(content[start - 4 : start], "big")
+    other = zlib.compress(bytes(12 * 11))
+    kept = content[: start - 4] + len(other).to_bytes(4, "big") + b"IDAT" + other
+    (tmp_path / "a.png").write_bytes(kept + content[start + 4 + length :])
+    with pytest.raises(SystemExit, match=r"a\.png cannot be read \(.*checksum.*\)"):
+        read_map(tmp_path / "a.png", (12, 10))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_pixels_in_several_chunks_and_bytes_behind_the_end_are_read(tmp_path, parts):
+    content = drawn("L")
+    start = content.index(b"IDAT")
+    data = content[start + 4 : start + 4 + int.from_bytes(content[start - 4 : start], "big")]
+    size = -(-len(data) // parts)
+    cut = [data[i : i + size] for i in range(0, len(data), size)]
+    chunks = b"".join(chunk(b"IDAT", part) for part in cut) + chunk(b"IEND", b"") + b"behind the end"
+    (tmp_path / "a.png").write_bytes(content[: start - 4] + chunks)
+    (tmp_path / "b.png").write_bytes(content)
+    pixels = [read_map(tmp_path / name, (12, 10)) for name in ("a.png", "b.png")]
+    assert torch.equal(*pixels)
 
 
 @pytest.mark.parametrize("stored", ["caf\u00e9.png", "cafe\u0301.png", "caf\u00e9.PNG"])

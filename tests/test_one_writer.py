@@ -15,7 +15,7 @@ import time
 
 import pytest
 import torch
-from forks import say, serve, serving
+from forks import fork, say, serve, serving
 from reference import same, snapshot
 
 from oaa_lib import AttentionAccumulator, View
@@ -90,8 +90,7 @@ def test_a_second_accumulator_of_one_process_is_refused(tmp_path, monkeypatch):
 
 def change_in_a_child(path):
     accumulator = fill(build(path))
-    if os.fork() == 0:
-        signal.alarm(60)
+    if fork() == 0:
         say([*refusals(accumulator, BlockingIOError), accumulator.attention(0).mean().item()])
         del accumulator
         os._exit(0)
@@ -113,8 +112,7 @@ def test_a_forked_child_reads_and_changes_nothing(forks, tmp_path, capfd):
 
 def leave_a_child(path):
     accumulator = fill(build(path))
-    if os.fork() == 0:
-        signal.alarm(60)
+    if fork() == 0:
         say(accumulator.accepted)
         signal.pause()
     signal.pause()
@@ -137,7 +135,7 @@ def fork_while_a_thread_works(path):
 
     threading.Thread(target=hold, daemon=True).start()
     working.wait()
-    if os.fork() == 0:
+    if fork() == 0:
         say(fill(accumulator).accepted)
         os._exit(0)
     os.wait()
@@ -145,6 +143,28 @@ def fork_while_a_thread_works(path):
 
 def test_a_child_forked_while_a_thread_works_does_not_wait_for_it(forks, tmp_path):
     assert forks.ask(fork_while_a_thread_works, tmp_path) == 36
+
+
+def fork_while_a_file_is_named(path):
+    """As another thread does that starts workers just then; they live on."""
+    replace = os.replace
+
+    def meanwhile(*names):
+        if fork() == 0:
+            signal.pause()
+        replace(*names)
+
+    os.replace = meanwhile
+    accumulator = fill(build(path))
+    for _ in range(2):
+        accumulator.save(f"{path}.saved")
+    say(accumulator.accepted)
+
+
+def test_a_child_forked_while_a_file_is_named_keeps_nothing_locked(forks, tmp_path):
+    assert forks.ask(fork_while_a_file_is_named, tmp_path / "maps") == 18
+    assert fill(build(tmp_path / "maps", resume=True)).accepted == 36
+    fill(build()).save(tmp_path / "maps.saved")
 
 
 # A file that is gone
@@ -249,14 +269,16 @@ def test_what_is_saved_while_a_thread_works_is_whole(switching, tmp_path):
     accumulator, ended = build(), threading.Event()
 
     def save():
-        for _ in range(10):
-            accumulator.save(tmp_path / "saved")
-            saved = AttentionAccumulator.load(tmp_path / "saved")
-            assert saved.offered == saved.accepted
-            assert saved.counts.unique().numel() == 1
-            statistics = accumulator.statistics()
-            assert torch.equal(statistics.offered, statistics.accepted)
-        ended.set()
+        try:
+            for _ in range(10):
+                accumulator.save(tmp_path / "saved")
+                saved = AttentionAccumulator.load(tmp_path / "saved")
+                assert saved.offered == saved.accepted
+                assert saved.counts.unique().numel() == 1
+                statistics = accumulator.statistics()
+                assert torch.equal(statistics.offered, statistics.accepted)
+        finally:
+            ended.set()
 
     def update():
         while not ended.is_set():

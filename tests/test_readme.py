@@ -1,4 +1,4 @@
-"""The README's Python runs as printed."""
+"""The README's Python runs as printed, and what it quotes is there."""
 
 import re
 from pathlib import Path
@@ -18,6 +18,13 @@ def test_readme_code_runs(block, tmp_path, monkeypatch):
 def test_the_training_loop_is_shown_and_short():
     loop = next(block for block in BLOCKS if ".update(" in block)
     assert len([line for line in loop.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 15
+
+
+def test_stage_1_is_quoted_as_it_stands_in_the_one_file():
+    (quoted,) = re.findall(r"^```py\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    source = (Path(__file__).parents[1] / "examples" / "oaa_in_one_file.py").read_text()
+    begin, end = source.index("# Sections 3.1 and 3.2"), source.index("# Section 3.3")
+    assert quoted.strip() == source[begin:end].strip()
 
 
 def test_the_two_commands_are_those_of_the_makefile():

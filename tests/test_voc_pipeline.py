@@ -200,6 +200,13 @@ def test_the_stages_after_training_go_together(voc, trained, tmp_path):
             ]
             with Image.open(out / "d_1.png") as image:
                 assert (image.mode, image.size) == ("L", (60, 90))
+    export = ["--voc-root", voc, "--run", trained, "--recipe", "small", "--source"]
+    run("export_attention.py", *export, "cam_ms", "--out", tmp_path / "maps/ms")
+    views = ["--scales", 0.5, 1, 1.5, 2, "--flip-views"]
+    run("export_attention.py", *export, "cam", *views, "--out", tmp_path / "maps/views")
+    pictures = [{p.name: p.read_bytes() for p in (tmp_path / "maps" / f).glob("*.png")} for f in ("ms", "views")]
+    assert len(pictures[0]) == 7
+    assert pictures[0] == pictures[1]
     again = ["--voc-root", voc, "--run", trained, "--source", "max", "--out", tmp_path / "maps/max/train"]
     assert "other settings (stretch: False there, True asked)" in run("export_attention.py", *again, expect=1)
     again += ["--recipe", "small"]

@@ -1,5 +1,6 @@
 """reproduce.py: tables and figures from drawn images on, skipping what is done."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -62,6 +63,8 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
     assert table["stages"]["attention"]["recipe"]["iterations"] == 4
     assert {"commit", "recipe", "data", "evaluation"} <= table.keys()
     text = (tmp_path / "table1.md").read_text()
+    assert "val: 6 images of val; cues: 6 images of train, each half" in text
+    assert "means over all classes that occur" in text
     for row in table["rows"]:
         for seed in ("0", "1"):
             scores = row["seeds"][seed]
@@ -114,6 +117,45 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
     launched.clear()
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
     assert launched == []
+
+
+def test_scores_are_of_the_list_and_the_classes_that_are_asked_for(voc, tmp_path, monkeypatch):  # noqa: F811
+    (voc / "ImageSets/Segmentation/part_cls.txt").write_text("b 1\nc 0 1\nd 1\n")
+    maps, evaluated = tmp_path / "maps", []
+    maps.mkdir()
+    for name, c, size in (("a", 0, (90, 60)), ("b", 1, (90, 60)), ("c", 0, (90, 60)), ("c", 1, (90, 60))):
+        Image.new("L", size, 100).save(maps / f"{name}_{c}.png")
+    for name, c, size in (("d", 1, (60, 90)), ("e", 0, (60, 90)), ("f", 1, (60, 60))):
+        Image.new("L", size, 100).save(maps / f"{name}_{c}.png")
+
+    def evaluate_maps(data, *arguments, **options):
+        evaluated.append((data.split, options["scored"]))
+        return real(data, *arguments, **options)
+
+    real = reproduce.evaluate_maps
+    monkeypatch.setattr(reproduce, "evaluate_maps", evaluate_maps)
+    monkeypatch.setattr(reproduce.Seed, "network", lambda *_: tmp_path / "networks" / "max_100")
+    stages = []
+    monkeypatch.setattr(reproduce.Seed, "_stage", lambda self, *arguments, **_: stages.append(arguments))
+    plain = {"voc_root": voc, "out": tmp_path, "background": "threshold", "refine": None, "recipe": "small"}
+
+    def seed(split, classes):
+        asked = {"score_split": split, "score_classes": classes, "evaluation": ["--split", "part"]}
+        return reproduce.Seed(argparse.Namespace(**plain, **asked), 0)
+
+    for split, classes, rows in (
+        ("train", None, [0, 1, 2]),
+        ("part", None, [0, 1, 2]),
+        ("part", "background,green", [0, 2]),
+    ):
+        found = [seed(split, classes).scores(maps) for _ in range(2)]  # the second one is read
+        assert evaluated == [(split, rows)]
+        assert found[0] == found[1]
+        assert (found[0]["split"], len(found[0]["score_classes"])) == (split, len(rows))
+        seed(split, classes).val("max")
+        asked = [] if classes is None else ["--score-classes", classes]
+        assert stages[-1][2][4:] == ["--split", "part", *asked]
+        evaluated.clear()
 
 
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):

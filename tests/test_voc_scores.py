@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data import VOCFolder, write_label
-from evaluate_cues import absent_classes, no_score
+from evaluate_cues import absent_classes, chosen_classes, evaluate_maps, no_score
 from PIL import Image
 from test_voc_pipeline import run
 
@@ -151,3 +151,110 @@ def test_a_score_is_one_as_soon_as_a_pixel_of_a_class_is_there():
     assert "show none" in no_score(torch.tensor([5, 0, 0]), "val")
     assert "every pixel" in no_score(torch.tensor([0, 0, 0]), "val")
     assert absent_classes([1, 2], ["cat", "dog"], "val") == []
+
+
+# A mean over chosen classes
+
+
+def spoil(root):
+    """Maps of which the best threshold of one class is another than that of all: every dog is shown too large."""
+    rng = np.random.default_rng(0)
+    for row, name in enumerate("abcd"):
+        with Image.open(root / f"SegmentationClass/{name}.png") as image:
+            mask = np.asarray(image) > 0
+        grown = np.zeros(SIZE, bool)
+        grown[1:11, 1:14] = True
+        attention = np.where(mask, 200, 90 if row < 2 else np.where(grown, 190, 20)) + rng.integers(0, 9, SIZE)
+        Image.fromarray(attention.astype(np.uint8)).save(root / f"maps/{name}_{row // 2}.png")
+
+
+def test_the_mean_and_the_thresholds_are_of_the_chosen_classes(root):
+    spoil(root)
+    data = VOCFolder(root, "train")
+    labels = {name: data.mask(name).numpy() for name in data.names}
+    maps = {n: np.asarray(Image.open(root / f"maps/{n}_{data.class_ids(n)[0]}.png")).astype(int) for n in data.names}
+
+    def iou(names, level, c):
+        """Of one class, by loops."""
+        both = either = 0
+        for name, threshold in zip(names, level, strict=True):
+            shown = np.where(maps[name] >= threshold, data.class_ids(name)[0] + 1, 0)
+            for ours, theirs in zip(shown.flatten(), labels[name].flatten(), strict=True):
+                both += ours == c and theirs == c
+                either += c in (ours, theirs)
+        return both / either
+
+    def mean(names, level, chosen):
+        return sum(iou(names, level, c) for c in chosen) / len(chosen)
+
+    seen = {}
+    for text, chosen in (("cat", [1]), ("background,dog", [0, 2]), (None, [0, 1, 2])):
+        best = [
+            max(range(80, 212), key=lambda level: (mean(names, [level] * 2, chosen), -level))
+            for names in (["b", "d"], ["a", "c"])
+        ]
+        result = evaluate_maps(data, root / "maps", scored=chosen_classes(text, data.classes))
+        assert [level * 255 for level in result["thresholds"]] == pytest.approx(best)
+        assert result["mean_iou"] == pytest.approx(mean("abcd", best * 2, chosen))
+        assert result["score_classes"] == [["background", "cat", "dog"][c] for c in chosen]
+        seen[text] = best
+    assert len({tuple(best) for best in seen.values()}) > 1
+
+
+@pytest.mark.parametrize("kind", ["maps", "labels"])
+def test_the_choice_is_printed_with_every_number_and_written(root, kind):
+    spoil(root)
+    change(root / "labels", lambda mask: np.where(mask == 2, 0, mask).astype(np.uint8))
+    lines = evaluate(root, f"--{kind}", root / kind, "--score-classes", "cat,background").splitlines()
+    numbers = [line for line in lines if " train " in line or line.startswith("done")]
+    assert len(numbers) == 2
+    assert all(" over background,cat" in line for line in numbers)
+    scores = json.loads((root / "scores.json").read_text())[str(root / kind)]
+    assert scores["score_classes"] == ["background", "cat"]
+    ious = scores["class_iou"]
+    assert scores["mean_iou"] == pytest.approx((ious["background"] + ious["cat"]) / 2)
+    text = evaluate(root, f"--{kind}", root / kind)
+    assert " over " not in text
+    scores = json.loads((root / "scores.json").read_text())[str(root / kind)]
+    assert scores["mean_iou"] == pytest.approx(sum(scores["class_iou"].values()) / 3)
+    assert scores["score_classes"] == ["background", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("background,catt", "the data set has no class 'catt'; did you mean 'cat'?"),
+        ("background,zebra", "the data set has no class 'zebra'; there are background, cat, dog"),
+        ("cat,dog,cat", "'cat' is there twice"),
+        ("background", "expected a class beside background"),
+        ("cat,", "the data set has no class ''"),
+    ],
+)
+def test_a_choice_of_classes_that_cannot_be(root, choice, message):
+    text = evaluate(root, "--maps", root / "maps", "--score-classes", choice, expect=1)
+    assert f"--score-classes: {message}" in text
+    assert not (root / "scores.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["maps", "labels"])
+def test_chosen_classes_that_no_mask_shows_give_no_score(root, kind):
+    change(root / "SegmentationClass", ignore_classes, "cd")
+    text = evaluate(root, f"--{kind}", root / kind, "--score-classes", "background,dog", expect=1)
+    assert "no score: the masks of train show none of the classes of --score-classes" in text
+    change(root / "SegmentationClass", ignore_classes, "a")
+    if kind == "maps":
+        text = evaluate(root, "--maps", root / "maps", "--score-classes", "background,cat", expect=1)
+        assert "no score: one half of the 4 images of train shows no class of --score-classes" in text
+
+
+def test_a_list_within_the_list_of_the_maps_is_scored(root):
+    (root / "ImageSets/Segmentation/masks_cls.txt").write_text("b 0\nc 1\n")
+    (root / "SegmentationClass/a.png").unlink()
+    assert "done: best is" in evaluate(root, "--split", "masks", "--maps", root / "maps")
+    (root / "maps/source.json").write_text('{"split": "train"}')
+    (root / "ImageSets/Segmentation/masks_cls.txt").write_text("b 0\nc 1\ne 1\nf 0\n")
+    for name in "ef":
+        (root / f"JPEGImages/{name}.jpg").write_bytes((root / "JPEGImages/b.jpg").read_bytes())
+    text = evaluate(root, "--split", "masks", "--maps", root / "maps", expect=1)
+    assert "2 of its 4 images have no map of one of their classes, first e (dog); the maps there were made for" in text
+    assert "run export_attention.py for this split first (--split masks)" in text

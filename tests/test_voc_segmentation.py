@@ -169,4 +169,10 @@ def test_a_trained_network_is_evaluated_and_goes_on_where_it_stopped(voc, tmp_pa
     (tmp_path / "val" / "d.png").unlink()
     run("evaluate.py", *evaluate)
     assert json.loads((tmp_path / "val" / "scores.json").read_text()) == scores
+    text = run("evaluate.py", *evaluate, "--score-classes", "green,background")
+    assert text.splitlines()[-1].endswith(" over background,green on 6 images of val")
+    chosen = json.loads((tmp_path / "val" / "scores.json").read_text())
+    assert chosen["score_classes"] == ["background", "green"]
+    assert chosen["mean_iou"] == pytest.approx(sum(scores["class_iou"][c] for c in ("background", "green")) / 2)
+    assert "did you mean 'green'?" in run("evaluate.py", *evaluate, "--score-classes", "gren", expect=1)
     assert "made with other settings" in run("evaluate.py", *evaluate, "--test-flip", expect=1)

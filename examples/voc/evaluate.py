@@ -5,7 +5,8 @@ results/VOC2012/Segmentation/comp6_test_cls); images that are there already are 
 started again. Without masks (VOC's test split) it only writes. Class probabilities are averaged over --test-scales,
 mirror images with --test-flip, and windows of --window pixels; then a dense CRF draws them to the edges of the
 photograph (--crf-iterations; 0: none), on all cores beside the network. On several GPUs start one process each, with
---part 0/4, 1/4, ...; the same command without --part scores what they have written.
+--part 0/4, 1/4, ...; the same command without --part scores what they have written. The mean is over all classes that
+occur, or over those of --score-classes.
 """
 
 import argparse
@@ -20,7 +21,17 @@ import torch
 from crf import dense_crf, pydensecrf
 from data import VOCFolder, read_label, write_label
 from deeplab import SegmentationNetwork, build_segmentation_network
-from evaluate_cues import absent_classes, no_score, plain
+from evaluate_cues import (
+    absent_classes,
+    add_score_classes,
+    chosen_classes,
+    classes_of,
+    mean_of,
+    names_of,
+    no_score,
+    over,
+    plain,
+)
 from files import ends_with, read_json, write_text
 from options import add_data_arguments, add_options, add_part_argument, resolve
 from parallel import alongside, on_all_cores
@@ -152,6 +163,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="list of the images (default: val)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the label images and scores.json")
     add_part_argument(parser)
+    add_score_classes(parser)
     add_options(parser, "evaluation")
     arguments = parser.parse_args()
     check_device(arguments.device)
@@ -165,6 +177,7 @@ def main() -> None:
     folder = VOCFolder(arguments.voc_root, arguments.split, labelled=False)
     if folder.classes != classes:
         raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
+    scored = chosen_classes(arguments.score_classes, classes)
     network = build_segmentation_network(backbone, len(classes) + 1, weights="none")
     network.load_state_dict(state["network"])
     network.to(arguments.device, memory_format=torch.channels_last).eval()
@@ -202,18 +215,20 @@ def main() -> None:
     for counts in on_all_cores(partial(count, folder=folder, out=arguments.out), masked, "scores"):
         matrix.counts += torch.from_numpy(counts)
     truth = matrix.counts.sum(1)
-    reason = no_score(truth, arguments.split)
+    reason = no_score(truth, arguments.split, scored)
     if reason:
         print(f"done: {len(names)} label images -> {arguments.out}; {reason}")
         return
-    for line in absent_classes(truth[1:].tolist(), classes, arguments.split):
+    asked = classes_of(scored)
+    for line in absent_classes(truth[asked].tolist(), names_of(asked, classes), arguments.split):
         print(line)
     ious = dict(zip(["background", *classes], plain(matrix.iou()), strict=True))
-    result = {"split": arguments.split, "images": len(masked), "mean_iou": matrix.mean_iou()}
-    write_text(arguments.out / "scores.json", json.dumps(result | {"class_iou": ious}, indent=1))
+    mean = mean_of(matrix.iou(), scored).item()
+    result = {"split": arguments.split, "images": len(masked), "score_classes": names_of(scored, classes)}
+    write_text(arguments.out / "scores.json", json.dumps(result | {"mean_iou": mean, "class_iou": ious}, indent=1))
     for name, iou in ious.items():
         print(f"{name:16} {'no score' if iou is None else f'{100 * iou:6.2f}'}")
-    print(f"done: mean IoU {100 * matrix.mean_iou():.2f} on {len(masked)} images of {arguments.split}")
+    print(f"done: mean IoU {100 * mean:.2f}{over(scored, classes)} on {len(masked)} images of {arguments.split}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Stages 1b and 2b: write attention maps at image size, one 8-bit PNG per image and class.
 
---source cam, cam_flip: the classifier at the end of its training, one view or averaged over the mirrored view;
---source max, mean: its cumulative attention (training images only); --source integral: the integral attention model.
-Writes NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over. More views of an image
-are averaged with --scales and --flip-views (not for cumulative attention). On several GPUs start one process each, with
+--source cam, cam_flip, cam_ms: the classifier at the end of its training, in one view, averaged over the mirrored view,
+or over four scales and their mirrored views (the inference that the field spends on a CAM, and so a control); --source
+max, mean: its cumulative attention (training images only); --source integral: the integral attention model. Writes
+NAME_CLASS.png (class ids from 0) to --out; images that are there already are passed over. More views of an image are
+averaged with --scales and --flip-views (not for cumulative attention). On several GPUs start one process each, with
 --part 0/4, 1/4, ...
 """
 
@@ -18,7 +19,7 @@ from data import VOCFolder
 from files import ends_with
 from maps import map_files, write_maps
 from networks import BACKBONES, AttentionNetwork, build_network
-from options import add_data_arguments, add_options, add_part_argument, resolve
+from options import add_data_arguments, add_options, add_part_argument, replace_checked, resolve
 from PIL import Image
 from processes import check_device
 from recipes import Labels
@@ -30,6 +31,8 @@ from training import finished
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
+MANY_SCALES = (0.5, 1.0, 1.5, 2.0)  # of cam_ms: IRN's and SEAM's
+
 
 def main() -> None:
     """Run the stage."""
@@ -37,6 +40,8 @@ def main() -> None:
     check_device(arguments.device)
     run, state = trained(arguments)
     views: Labels = resolve(arguments, "labels", run["arguments"]["backbone"])
+    if arguments.source == "cam_ms":
+        views = replace_checked(views, {"scales": arguments.scales or MANY_SCALES, "flip_views": True})
     folder = VOCFolder(arguments.voc_root, arguments.split or run["data"]["split"])
     if folder.classes != run["data"]["classes"]:
         raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
@@ -74,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
-    parser.add_argument("--source", choices=("cam", "cam_flip", "max", "mean", "integral"), required=True)
+    parser.add_argument("--source", choices=("cam", "cam_flip", "cam_ms", "max", "mean", "integral"), required=True)
     parser.add_argument("--split", help="list of the images (default: the one that the run was trained on)")
     parser.add_argument("--out", type=Path, required=True)
     add_part_argument(parser)

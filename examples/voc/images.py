@@ -73,6 +73,8 @@ def load(path: Path, formats: Sequence[str]) -> Image.Image:
         ValueError: it is no regular file, of another format, damaged, or too large to be meant.
     """
     with _opened(path, formats) as image:
+        image.verify()  # a PNG's checksums, at which decoding does not look; afterwards it must be opened again
+    with _opened(path, formats) as image:
         image.load()
         return ImageOps.exif_transpose(image)
 

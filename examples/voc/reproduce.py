@@ -7,8 +7,10 @@ Table 1: OAA and OAA+ with a backbone. Table 2: how attention is accumulated and
 OAA+ for a share of the training images. Each row has the mean IoU on val of a segmentation network trained on the row's
 proxy labels, and that of the cues themselves on the training images, each half of these scored at the threshold that is
 best on the other. A constant background (--background threshold) is, for each row, the threshold that is best on the
-even half. With --refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into
-labels; then everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
+even half. --score-classes chooses the classes of every mean, and --score-split the list with masks that cues are scored
+on (a part of the training list); that of the segmentation network is chosen by --evaluation '--split NAME'. With
+--refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into labels; then
+everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
 
 Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
 side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from crf import pydensecrf
 from data import VOCFolder
+from evaluate_cues import add_score_classes
 from files import write_text
 from networks import BACKBONES
 from recipes import RECIPES
@@ -67,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{stage}", type=str.split, default=[], help="further options of this stage, in one string: '--lr 1e-4'"
         )
+    add_score_classes(parser)
+    parser.add_argument("--score-split", default="train", help="list of the images that cues are scored on")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--processes", type=int, default=1, help="GPUs that a training runs on (default: 1)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data import VOCFolder
-from evaluate_cues import evaluate_maps
+from evaluate_cues import chosen_classes, evaluate_maps, names_of
 from files import read_json, write_text
 from options import training_split
 
@@ -65,9 +65,12 @@ class Seed:
 
     def scores(self, maps: Path) -> dict[str, Any]:
         """Scores of a folder of maps on the images of VOC's train split, which have masks of VOC's quality."""
-        record = maps / "scores.json"
-        if not record.exists():
-            write_text(record, json.dumps(evaluate_maps(VOCFolder(self.arguments.voc_root, "train"), maps)))
+        record, data = maps / "scores.json", VOCFolder(self.arguments.voc_root, self.arguments.score_split)
+        scored = chosen_classes(self.arguments.score_classes, data.classes)
+        asked = {"split": data.split, "score_classes": names_of(scored, data.classes)}
+        found = read_json(record) if record.exists() else {}
+        if any(found.get(key) != value for key, value in asked.items()):
+            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored)))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
@@ -98,6 +101,8 @@ class Seed:
         """Stage 5, the network's label images of val, and scores.json."""
         run = self.network(method, proportion)
         options = ["--run", run, *self._recipe(), *self.arguments.evaluation]
+        if self.arguments.score_classes is not None:
+            options += ["--score-classes", self.arguments.score_classes]
         return self._stage("evaluate.py", f"val/{run.name}", options, data=True)
 
     @property

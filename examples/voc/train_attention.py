@@ -25,6 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from training import Run
+from when_it_pays import expectation, signs
 
 from oaa_lib import AttentionAccumulator, attention_drop
 
@@ -148,6 +149,7 @@ def save(run: Run, accumulators: Accumulators) -> None:
     for fusion in ("max", "mean"):
         with ends_with(f"{run.path}/{fusion}.safetensors", "make room, then the same command writes it"):
             accumulators[fusion].save(run.path / f"{fusion}.safetensors")
+    print(expectation(signs(run.path))[1])
     oaa = accumulators["max"]
     print(
         f"done: {run.settings.iterations} iterations, {oaa.pairs.num_pairs} pairs, "

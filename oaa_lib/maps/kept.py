@@ -17,17 +17,21 @@ class Joint(Protocol):
     @property
     def guarded(self) -> bool:
         """Whether `join` may fail, since a part of it is the user's."""
+        ...
 
     @property
     def reduction(self) -> Literal["max", "mean", "latest"] | None:
         """The all-reduce that does it for many processes, if one does."""
+        ...
 
     @property
     def refusal(self) -> str | None:
         """Why two streams cannot become one; None if they can."""
+        ...
 
     def join(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
         """One stored map of each pair from two, and from how often each of their pixels was seen."""
+        ...
 
 
 class Kept(NamedTuple):

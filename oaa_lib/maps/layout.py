@@ -114,7 +114,7 @@ class MapLayout:
             assert self.sizes is not None
             for image in np.flatnonzero(np.diff(offsets)).tolist():
                 height, width = self.sizes[image].tolist()
-                yield np.arange(offsets[image], offsets[image + 1]), (height, width)
+                yield np.arange(int(offsets[image]), int(offsets[image + 1])), (height, width)
 
     def groups(self, pixels: int) -> Iterator[list[tuple[IntArray, tuple[int, int]]]]:
         """All `blocks`, several together where they are small: about so many pixels in a group."""

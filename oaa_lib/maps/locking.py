@@ -1,5 +1,6 @@
 """One writer: locks on files, which belong to one open file of one process, and whose turn it is among threads."""
 
+import contextlib
 import functools
 import importlib.util
 import mmap
@@ -72,6 +73,13 @@ def try_lock(file: BinaryIO) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def unlock(file: BinaryIO | int) -> None:
+    """Unlock a file at once: closing it is not enough where a child was forked meanwhile, which has it open, too."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class FileLock:

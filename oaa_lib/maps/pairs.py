@@ -117,8 +117,9 @@ class PairTable:
             return self._named(list(given))  # not as numpy has them: "a" for "a\0", "2" for 2
         if values.dtype.kind not in "iu":
             raise TypeError(f"expected integer indices or names, got {values.dtype}")
-        if (values.astype(np.uint64) >= self.num_images).any():  # below 0 is very large
-            wrong = values[(values < 0) | (values >= self.num_images)][0]
+        rows = values.tolist()
+        if min(rows) < 0 or max(rows) >= self.num_images:
+            wrong = next(row for row in rows if not 0 <= row < self.num_images)
             raise IndexError(f"expected indices in 0..{self.num_images - 1}, got {wrong}")
         return values.astype(np.int64)
 
@@ -134,8 +135,9 @@ class PairTable:
         """All pairs of these images, in order."""
         starts = self.offsets[images]
         counts = self.offsets[images + 1] - starts
-        positions = np.repeat(np.arange(len(images)), counts)
-        rows = np.arange(len(positions)) + (starts - np.cumsum(counts) + counts)[positions]
+        before = counts.cumsum() - counts
+        positions = np.arange(len(images)).repeat(counts)
+        rows = np.arange(len(positions)) + (starts - before)[positions]
         return PairSelection(rows, positions, self.classes[rows])
 
     def difference(self, other: "PairTable") -> str | None:

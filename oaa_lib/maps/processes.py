@@ -130,8 +130,8 @@ def _exchange_by_maximum(store: Store, exchange: Exchange, *, latest: bool) -> N
     names = ["maps", *(["counts", "missed"] if latest and store.partial else [])]
     for rows, size in store.blocks(BUCKET // 2):
         now, counts = store.read(names, rows, size), total[rows.tensor]
+        ours = (claim == best)[rows.tensor].view(-1, 1, 1)
         if latest:
-            ours = (claim == best)[rows.tensor].view(-1, 1, 1)
             now["maps"] = now["maps"] * ours
         if "missed" in now:  # a pixel that this map has never shown is known by none
             seen = (ours & (times_seen(now["counts"], now["missed"]) > 0)).byte()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from oaa_lib.maps.locking import PathLike, fcntl, try_lock
+from oaa_lib.maps.locking import PathLike, fcntl, try_lock, unlock
 
 
 @contextlib.contextmanager
@@ -30,6 +30,7 @@ def replacing(path: PathLike, *, new: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             if fcntl is not None:  # while it is locked
                 _name(partial, target, new=new)
+                unlock(file)
         if fcntl is None:
             _name(partial, target, new=new)
     finally:
@@ -75,6 +76,7 @@ def _locked(folder: Path) -> Iterator[int | None]:
                 fcntl.flock(number, fcntl.LOCK_EX)
         yield number
     finally:
+        unlock(number)
         os.close(number)
 
 

@@ -133,9 +133,8 @@ class Store:
 
     def write(self, changes: Sequence[Change], numbers: Arrays | None = None) -> None:
         """Make changes, and replace numbers that the host keeps, as one step."""
-        tallies = {name for change in changes for name in change.raised}
         compiling = torch.compiler.is_compiling()  # then a version is no number, and nothing can be finished later
-        versions = {} if compiling else {name: self.tensors[name]._version for name in tallies}
+        versions = {} if compiling else {name: tensor._version for name, tensor in self.tensors.items()}
         self._make(partial(self._apply, changes, numbers or {}, versions))
 
     def _apply(self, changes: Sequence[Change], numbers: Arrays, versions: Mapping[str, int]) -> None:

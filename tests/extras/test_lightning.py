@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import pytest
+import test_arguments
 import torch
+from test_examples import EXAMPLES, run  # noqa: F401  (a fixture)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -286,3 +289,20 @@ def test_two_processes_end_with_the_maps_of_both(tmp_path):
     restored = accumulator(gate=None)
     restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
     assert_same(restored, first)
+
+
+def test_an_argument_of_the_callback_works_or_the_error_names_it():
+    right = {"accumulator": test_arguments.accumulator(), "network": test_arguments.Network(), "indices": len}
+    assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None}) == []
+
+
+@pytest.mark.slow
+def test_the_example_accumulates_every_epoch_and_keeps_a_checkpoint_with_the_maps(run, tmp_path):
+    options = ["--images", 20, "--size", 64, "--epochs", 2, "--out", tmp_path]
+    done = run("with_lightning.py", *options).splitlines()[-1].split()
+    _, labels, _ = runpy.run_path(str(EXAMPLES / "quickstart.py"))["draw_data"](20, 0)
+    assert done[0] == "done:"
+    assert int(done[3]) == 2 * int(labels.sum())
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    (state,) = (s for s in torch.load(checkpoint, weights_only=True)["callbacks"].values() if "maps" in s)
+    assert int(state["counts"].sum()) == int(done[1])

@@ -1,0 +1,134 @@
+"""when_it_pays.py: what is read off a run, against loops; the line at the end of stage 1; the table with masks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from compare import difference, read_counts
+from data import VOCFolder
+from evaluate_cues import evaluate_maps
+from test_voc_pipeline import TINY, run, voc  # noqa: F401  (a fixture)
+from when_it_pays import EMPTY, GROWN, LEVEL, Signs, expectation, signs
+
+from oaa_lib import AttentionAccumulator
+
+LABELS = [[1, 0], [0, 1], [1, 1], [0, 0]]
+SIZES = [[3, 4], [5, 2], [4, 4], [3, 3]]
+LOG = "step,epoch,loss,gate_pass_rate,pairs_empty,similarity\n2,1.0,0.5,0.25,3,nan\n4,2.0,0.4,0.5,1,0.75\n"
+STEADY = Signs([1.0, 2.0], [0.5, 0.9], [0.8, 0.9], 100, 0, 2.0, GROWN + 0.01)
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    """A folder as train_attention.py leaves it, and the two accumulators."""
+    both = [AttentionAccumulator(LABELS, SIZES, fusion=fusion, gate=None) for fusion in ("max", "latest")]
+    generator = torch.Generator().manual_seed(0)
+    for image in (0, 2, 2, 0, 2):
+        maps = torch.rand(1, 2, *SIZES[image], generator=generator)
+        for accumulator in both:
+            accumulator.update([image], maps)
+    settings = {"recipe": {"iterations": 4}, "arguments": {"backbone": "none"}, "data": {"classes": ["cat", "dog"]}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    torch.save({"step": 4, "network": {}, "latest": both[1].state_dict()}, tmp_path / "checkpoint.pt")
+    both[0].save(tmp_path / "max.safetensors")
+    (tmp_path / "log.csv").write_text(LOG)
+    return tmp_path, *both
+
+
+def test_what_is_read_off_a_run_is_what_loops_count(finished_run):
+    path, maximum, latest = finished_run
+    areas = []
+    for accumulator in (maximum, latest):
+        area = 0
+        for image in range(4):
+            for cells in accumulator.attention(image):
+                for value in cells.flatten().tolist():
+                    area += value >= LEVEL
+        areas.append(area)
+    found = signs(path)
+    assert found.growth == pytest.approx(areas[0] / areas[1])
+    assert areas[0] > areas[1] > 0
+    assert (found.pairs, found.empty, found.maps_a_pair) == (4, 1, 8 / 4)
+    assert (found.epochs, found.pass_rate) == ([1, 2], [0.25, 0.5])
+    assert np.isnan(found.similarity[0])
+    assert found.similarity[1] == 0.75
+
+
+def test_maps_that_stay_do_not_grow(finished_run):
+    path, maximum, latest = finished_run
+    assert signs(path).growth > 1
+    for accumulator in (maximum, latest):
+        accumulator.reset()
+        for _ in range(3):
+            accumulator.update([0], torch.ones(1, 2, 3, 4).tril())
+    torch.save({"step": 4, "network": {}, "latest": latest.state_dict()}, path / "checkpoint.pt")
+    maximum.save(path / "max.safetensors")
+    assert signs(path).growth == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "pays", "text"),
+    [
+        ({}, True, "similarity 0.90 after epoch 2, area grew 2.0 times: accumulation may beat the flip-averaged CAM"),
+        ({"growth": GROWN - 0.1}, False, "is not expected to beat"),
+        ({"empty": round(100 * EMPTY) + 1}, False, "% of the pairs hold nothing: accumulation is not expected"),
+        ({"similarity": [0.5, np.nan]}, True, "similarity 0.50 after epoch 1"),
+        ({"similarity": [np.nan, np.nan]}, False, "no pair has accepted two maps"),
+    ],
+)
+def test_the_rule(change, pays, text):
+    found = expectation(dataclasses.replace(STEADY, **change))
+    assert found[0] == pays
+    assert text in found[1]
+    assert "\n" not in found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.csv", "step,loss\n1,2\n", "expected the columns epoch, gate_pass_rate, similarity"),
+        ("log.csv", "", "expected the columns epoch, gate_pass_rate, similarity"),
+        ("max.safetensors", "no maps", "it is of other images, labels or settings"),
+        ("settings.json", "{}", "is not one of a training stage"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(finished_run, name, content, message):
+    path, _, _ = finished_run
+    (path / name).write_text(content)
+    assert message in run("when_it_pays.py", "--run", path, expect=1)
+
+
+def test_a_checkpoint_without_the_latest_maps_is_refused(finished_run):
+    path, _, _ = finished_run
+    torch.save({"step": 4, "network": {}}, path / "checkpoint.pt")
+    assert "it is of other images" in run("when_it_pays.py", "--run", path, expect=1)
+
+
+@pytest.mark.slow
+def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F811
+    train = ["--voc-root", voc, *TINY, "--iterations", 8, "--drop-at", 7, "--gate", "none", "--split", "train"]
+    lines = run("train_attention.py", *train, "--out", tmp_path / "attention").splitlines()
+    assert lines[-1].startswith("done: ")
+    found = signs(tmp_path / "attention")
+    assert expectation(found)[1] in lines
+    assert "similarity " in expectation(found)[1]
+    for source in ("cam", "cam_flip", "max"):
+        export = ["--voc-root", voc, "--run", tmp_path / "attention", "--source", source, "--split", "train"]
+        run("export_attention.py", *export, "--recipe", "small", "--out", tmp_path / "maps" / source)
+    options = ["--run", tmp_path, "--voc-root", voc, "--split", "train", "--score-classes", "background,green"]
+    text = run("when_it_pays.py", *options, "--json", tmp_path / "new" / "law.json")
+    result = json.loads((tmp_path / "new" / "law.json").read_text(), parse_constant=pytest.fail)[str(tmp_path)]
+    data = VOCFolder(voc, "train")
+    cam = evaluate_maps(data, tmp_path / "maps" / "cam", scored=[0, 2])
+    assert (result["cam_mean_iou"], result["recall"]) == (cam["mean_iou"], cam["foreground"]["recall"])
+    assert list(result["gains"]) == ["cam_flip - cam", "max - cam", "max - cam_flip"]
+    counts = [
+        read_counts(data, tmp_path / "maps" / source, [0, 2], are_labels=False, level=None)
+        for source in ("max", "cam_flip")
+    ]
+    assert result["gains"]["max - cam_flip"] == difference(*counts, [0, 2])
+    assert f"max - cam_flip {100 * result['gains']['max - cam_flip']['difference']:+.1f} (" in text
+    assert "Scores over background,green on 6 images of train." in text
+    assert result["growth"] == pytest.approx(found.growth)
