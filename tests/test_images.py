@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from data import VOCFolder, read_label
-from evaluate_cues import read_map
 from images import DRAWN, PHOTOGRAPHS, load, look, photograph, png
+from maps import read_map
 from PIL import Image, ImageOps
 from samples import AttentionImages
 

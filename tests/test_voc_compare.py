@@ -8,8 +8,9 @@ import pytest
 import torch
 from compare import counts_of_maps, difference, marginals, mean_iou, paired_bootstrap
 from data import VOCFolder, write_label
-from evaluate_cues import evaluate_labels, evaluate_maps
+from evaluate_cues import evaluate_maps
 from PIL import Image
+from scores import evaluate_labels
 from test_voc_pipeline import run
 
 from oaa_lib import ConfusionMatrix

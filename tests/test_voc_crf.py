@@ -16,13 +16,14 @@ import torch
 from crf import dense_crf
 from data import VOCFolder
 from deeplab import build_segmentation_network
-from evaluate import Segmented, probabilities, write_segmentation
+from evaluate import Segmented, write_segmentation
 from maps import map_files
 from options import replace_checked
 from parallel import alongside
 from PIL import Image
 from recipes import PAPER, RECIPES
 from test_voc_pipeline import EXAMPLES, run, voc  # noqa: F401  (a fixture)
+from windows import probabilities
 
 from oaa_lib import pixel_adaptive_refinement
 

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from data import VOCFolder
-from evaluate_cues import evaluate_maps, foreground, sweep_cues
+from evaluate_cues import evaluate_maps, sweep_cues
 from networks import Geometry
 from options import add_options, resolve
 from PIL import Image
 from samples import AttentionImages
+from scores import foreground
 from stream import make_loader
 
 from oaa_lib import AttentionAccumulator, ConfusionMatrix

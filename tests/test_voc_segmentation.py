@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluate import probabilities, starts, windowed
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Geometry
@@ -14,6 +13,7 @@ from PIL import Image
 from recipes import PAPER
 from test_voc_pipeline import run, voc  # noqa: F401  (a fixture)
 from train_segmentation import random_crop, segmentation_loss
+from windows import probabilities, starts, windowed
 
 TINY = ["--recipe", "small", "--backbone", "efficientnet_lite0", "--weights", "none", "--workers", 0]
 TINY += ["--crop", 49, "--batch-size", 2]

@@ -19,7 +19,6 @@ import train_segmentation
 import training
 from deeplab import build_segmentation_network
 from diagnosis import Diagnosis, Wandering
-from evaluate import probabilities
 from networks import Network, build_network
 from optimization import make_optimizer, rate
 from options import replace_checked
@@ -31,6 +30,7 @@ from test_fake_cuda import Transfers, cuda_bfloat16_autocast
 from test_voc_networks import training_memory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from windows import probabilities
 
 from oaa_lib import AttentionAccumulator, CAMOutput, View
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from data import VOCFolder
-from evaluate_cues import read_map
 from files import ends_with, read_json
+from maps import read_map
 from networks import BACKBONES
 from tables import TABLES
 from texts import read_lines

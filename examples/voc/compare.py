@@ -19,20 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from data import VOCFolder
-from evaluate_cues import (
-    add_score_classes,
-    check_maps,
-    chosen_classes,
-    evaluate_labels,
-    evaluate_maps,
-    mean_of,
-    names_of,
-    over,
-    read_prediction,
-    sweep_image,
-)
+from evaluate_cues import evaluate_maps, sweep_image
 from files import ends_with, write_text
+from maps import check_maps
 from parallel import on_all_cores
+from scores import add_score_classes, chosen_classes, evaluate_labels, mean_of, names_of, over, read_prediction
 from torch import Tensor
 
 from oaa_lib import ConfusionMatrix, ThresholdSweep
@@ -141,6 +132,35 @@ def read_counts(
 
 def main() -> None:
     """Compare each folder with one."""
+    arguments = parse_arguments()
+    data = VOCFolder(arguments.voc_root, arguments.split)
+    if len(data) < 2:
+        raise SystemExit(f"{arguments.split} names one image; a bootstrap needs at least 2, and says little below 50")
+    scored = chosen_classes(arguments.score_classes, data.classes)
+    read = partial(
+        read_counts, data, scored=scored, are_labels=bool(arguments.labels), level=arguments.background_level
+    )
+
+    others, results = read(arguments.against), {}
+    for folder in arguments.maps or arguments.labels:
+        found = difference(read(folder), others, scored, resamples=arguments.resamples, seed=arguments.seed)
+        results[str(folder)] = {"against": str(arguments.against), "split": data.split, "images": len(data)} | found
+        results[str(folder)]["score_classes"] = names_of(scored, data.classes)
+        low, high = found["interval"]
+        print(
+            f"{folder} - {arguments.against}: mIoU {100 * found['mean_iou']:.2f} - "
+            f"{100 * found['against_mean_iou']:.2f} = {100 * found['difference']:+.2f}, 95 % interval "
+            f"{100 * low:+.2f} to {100 * high:+.2f}, {found['share_above_0']:.1%} of {arguments.resamples} resamples "
+            f"above 0;{over(scored, data.classes)} on {len(data)} images of {data.split}"
+        )
+    if arguments.json:
+        with ends_with(f"--json {arguments.json}", "the differences are above"):
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            write_text(arguments.json, json.dumps(results, indent=1))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--split", default="train", help="list of the images, with masks (default: train)")
@@ -161,28 +181,7 @@ def main() -> None:
     level = arguments.background_level
     if level is not None and (arguments.labels or not 0 <= level <= 1):
         parser.error(f"--background-level: expected a threshold of maps in [0, 1], got {level}")
-    data = VOCFolder(arguments.voc_root, arguments.split)
-    if len(data) < 2:
-        raise SystemExit(f"{arguments.split} names one image; a bootstrap needs at least 2, and says little below 50")
-    scored = chosen_classes(arguments.score_classes, data.classes)
-    read = partial(read_counts, data, scored=scored, are_labels=bool(arguments.labels), level=level)
-
-    others, results = read(arguments.against), {}
-    for folder in arguments.maps or arguments.labels:
-        found = difference(read(folder), others, scored, resamples=arguments.resamples, seed=arguments.seed)
-        results[str(folder)] = {"against": str(arguments.against), "split": data.split, "images": len(data)} | found
-        results[str(folder)]["score_classes"] = names_of(scored, data.classes)
-        low, high = found["interval"]
-        print(
-            f"{folder} - {arguments.against}: mIoU {100 * found['mean_iou']:.2f} - "
-            f"{100 * found['against_mean_iou']:.2f} = {100 * found['difference']:+.2f}, 95 % interval "
-            f"{100 * low:+.2f} to {100 * high:+.2f}, {found['share_above_0']:.1%} of {arguments.resamples} resamples "
-            f"above 0;{over(scored, data.classes)} on {len(data)} images of {data.split}"
-        )
-    if arguments.json:
-        with ends_with(f"--json {arguments.json}", "the differences are above"):
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            write_text(arguments.json, json.dumps(results, indent=1))
+    return arguments
 
 
 if __name__ == "__main__":

@@ -18,10 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from bound import Bound
 from crf import dense_crf, pydensecrf
 from data import VOCFolder, read_label, write_label
 from deeplab import SegmentationNetwork, build_segmentation_network
-from evaluate_cues import (
+from files import write_text
+from options import add_data_arguments, add_options, add_part_argument, resolve
+from parallel import alongside, on_all_cores
+from processes import check_device
+from recipes import Evaluation
+from scores import (
     absent_classes,
     add_score_classes,
     chosen_classes,
@@ -32,18 +38,10 @@ from evaluate_cues import (
     over,
     plain,
 )
-from files import ends_with, read_json, write_text
-from options import add_data_arguments, add_options, add_part_argument, resolve
-from parallel import alongside, on_all_cores
-from PIL import Image
-from processes import check_device
-from recipes import Evaluation
-from samples import network_size, to_tensor
 from stopping import Stop, stop_signal
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 from training import finished
+from windows import probabilities
 
 from oaa_lib import ConfusionMatrix
 
@@ -60,6 +58,67 @@ class Segmented(NamedTuple):
     name: str
     photograph: np.ndarray
     probabilities: np.ndarray
+
+
+def main() -> None:
+    """Run the stage."""
+    arguments = parse_arguments()
+    check_device(arguments.device)
+    run, state = finished(arguments.run)
+    if "crop" not in run["recipe"]:
+        raise SystemExit(f"{arguments.run} is no folder of train_segmentation.py (--run)")
+    backbone, classes = run["arguments"]["backbone"], run["data"]["classes"]
+    settings: Evaluation = resolve(arguments, "evaluation", backbone)
+    if settings.crf_iterations:
+        pydensecrf()  # before the network is run in vain
+    folder = VOCFolder(arguments.voc_root, arguments.split, labelled=False)
+    if folder.classes != classes:
+        raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
+    scored = chosen_classes(arguments.score_classes, classes)
+    network = build_segmentation_network(backbone, len(classes) + 1, weights="none")
+    network.load_state_dict(state["network"])
+    network.to(arguments.device, memory_format=torch.channels_last).eval()
+
+    out = Bound(arguments.out, {"run": run, "settings": vars(settings)})
+    out.make()
+    part, parts = arguments.part
+    names = folder.names[part::parts]
+    write_all(network, folder, names, out, settings)
+    if parts > 1:
+        print(
+            f"done: {len(names)} label images of part {part}/{parts} -> {arguments.out}; when all parts are done, the "
+            "same command without --part scores them"
+        )
+    else:
+        score(folder, arguments.out, scored)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument("--run", type=Path, required=True, help="folder of train_segmentation.py")
+    parser.add_argument("--split", default="val", help="list of the images (default: val)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the label images and scores.json")
+    add_part_argument(parser)
+    add_score_classes(parser)
+    add_options(parser, "evaluation")
+    return parser.parse_args()
+
+
+def write_all(
+    network: SegmentationNetwork, folder: VOCFolder, names: list[str], out: Bound, settings: Evaluation
+) -> None:
+    """The label images that are not there yet; with a CRF it runs beside the network."""
+    todo = out.todo(names)
+    write = partial(write_segmentation, out=out.path, settings=settings)
+    bar = tqdm(desc=folder.split, initial=len(names) - len(todo), total=len(names))
+    with stop_signal(True) as stop, bar:
+        images = segment(network, folder, todo, settings, stop)
+        for _ in alongside(write, images) if settings.crf_iterations else map(write, images):
+            bar.update()
+        if stop:
+            raise SystemExit(f"stopped after {bar.n} of {len(names)} images; the same command goes on from there")
 
 
 def segment(
@@ -103,6 +162,35 @@ def check_finite(name: str, whose: str, probabilities: np.ndarray) -> None:
         )
 
 
+def score(folder: VOCFolder, out: Path, scored: list[int]) -> None:
+    """Write scores.json and print the IoU of each class, as far as there are masks."""
+    masked = [name for name in folder.names if folder.has_mask(name)]
+    done = f"done: {len(folder)} label images -> {out}"
+    if len(masked) < len(folder):
+        print(f"{len(folder) - len(masked)} of {len(folder)} images have no mask and are not scored")
+    if not masked:
+        print(done)
+        return
+    matrix = ConfusionMatrix(len(folder.classes) + 1)
+    for counts in on_all_cores(partial(count, folder=folder, out=out), masked, "scores"):
+        matrix.counts += torch.from_numpy(counts)
+    truth = matrix.counts.sum(1)
+    reason = no_score(truth, folder.split, scored)
+    if reason:
+        print(f"{done}; {reason}")
+        return
+    asked = classes_of(scored)
+    for line in absent_classes(truth[asked].tolist(), names_of(asked, folder.classes), folder.split):
+        print(line)
+    ious = dict(zip(["background", *folder.classes], plain(matrix.iou()), strict=True))
+    mean = mean_of(matrix.iou(), scored).item()
+    result = {"split": folder.split, "images": len(masked), "score_classes": names_of(scored, folder.classes)}
+    write_text(out / "scores.json", json.dumps(result | {"mean_iou": mean, "class_iou": ious}, indent=1))
+    for name, iou in ious.items():
+        print(f"{name:16} {'no score' if iou is None else f'{100 * iou:6.2f}'}")
+    print(f"done: mean IoU {100 * mean:.2f}{over(scored, folder.classes)} on {len(masked)} images of {folder.split}")
+
+
 def count(name: str, *, folder: VOCFolder, out: Path) -> np.ndarray:
     """(C + 1, C + 1) int64 pixels of one image by truth and label."""
     label, truth = read_label(out / f"{name}.png"), folder.mask(name)
@@ -110,125 +198,6 @@ def count(name: str, *, folder: VOCFolder, out: Path) -> np.ndarray:
         return ConfusionMatrix(len(folder.classes) + 1).update(label, truth).counts.numpy()
     except ValueError as error:
         raise SystemExit(f"{out / name}.png: {error}; remove it, and the same command makes it again") from None
-
-
-@torch.no_grad()
-def probabilities(network: SegmentationNetwork, photograph: Image.Image, settings: Evaluation) -> Tensor:
-    """(C + 1, H, W) float32 class probabilities at the photograph's size: the average of all views."""
-    size = (photograph.height, photograph.width)
-    total = torch.zeros(())
-    views = [
-        (scale, flip) for scale in settings.test_scales for flip in ([False, True] if settings.test_flip else [False])
-    ]
-    for scale, flip in views:
-        height, width = network_size(size, round(min(size) * scale), network.geometry)
-        image = to_tensor(photograph.resize((width, height), Image.Resampling.BILINEAR), network.mean, network.std)
-        image = image[None].to(next(network.parameters()).device)
-        shown = windowed(network, image.flip(-1) if flip else image, settings)
-        shown = shown.flip(-1) if flip else shown
-        align = network.geometry.centred
-        total = total.to(shown) + F.interpolate(shown, size, mode="bilinear", align_corners=align)[0]
-    return total / len(views)
-
-
-def windowed(network: SegmentationNetwork, image: Tensor, settings: Evaluation) -> Tensor:
-    """(1, C + 1, H, W) probabilities of an image (1, 3, H, W), averaged where windows overlap."""
-    height, width = image.shape[-2:]
-    side = network.geometry.side(settings.window) if settings.window else max(height, width)
-    total, count = torch.zeros((), device=image.device), torch.zeros(1, 1, height, width, device=image.device)
-    for top in starts(height, side, settings.overlap):
-        for left in starts(width, side, settings.overlap):
-            part = image[..., top : top + side, left : left + side]
-            scores = network(part).float()
-            scores = F.interpolate(scores, part.shape[-2:], mode="bilinear", align_corners=network.geometry.centred)
-            place = (left, width - left - part.shape[-1], top, height - top - part.shape[-2])
-            total = total + F.pad(scores.softmax(1), place)
-            count[..., top : top + side, left : left + side] += 1
-    return total / count
-
-
-def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows begin: evenly spread, the last one ends at the border, and they overlap by the share or more."""
-    if length <= side:
-        return [0]
-    steps = -(-(length - side) // max(round(side * (1 - overlap)), 1))
-    return [round(step * (length - side) / steps) for step in range(steps + 1)]
-
-
-def main() -> None:
-    """Run the stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_arguments(parser)
-    parser.add_argument("--run", type=Path, required=True, help="folder of train_segmentation.py")
-    parser.add_argument("--split", default="val", help="list of the images (default: val)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the label images and scores.json")
-    add_part_argument(parser)
-    add_score_classes(parser)
-    add_options(parser, "evaluation")
-    arguments = parser.parse_args()
-    check_device(arguments.device)
-    run, state = finished(arguments.run)
-    if "crop" not in run["recipe"]:
-        raise SystemExit(f"{arguments.run} is no folder of train_segmentation.py (--run)")
-    backbone, classes = run["arguments"]["backbone"], run["data"]["classes"]
-    settings = resolve(arguments, "evaluation", backbone)
-    if settings.crf_iterations:
-        pydensecrf()  # before the network is run in vain
-    folder = VOCFolder(arguments.voc_root, arguments.split, labelled=False)
-    if folder.classes != classes:
-        raise SystemExit(f"{arguments.run} was trained on other classes than those of {arguments.voc_root}")
-    scored = chosen_classes(arguments.score_classes, classes)
-    network = build_segmentation_network(backbone, len(classes) + 1, weights="none")
-    network.load_state_dict(state["network"])
-    network.to(arguments.device, memory_format=torch.channels_last).eval()
-
-    with ends_with(f"--out {arguments.out}", "choose a folder that can be written to"):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    record, kept = arguments.out / "settings.json", json.loads(json.dumps({"run": run, "settings": vars(settings)}))
-    if record.exists() and read_json(record) != kept:
-        raise SystemExit(f"{arguments.out} was made with other settings; choose another --out or remove the folder")
-    write_text(record, json.dumps(kept, indent=1))
-    part, parts = arguments.part
-    names = folder.names[part::parts]
-    todo = [name for name in names if not (arguments.out / f"{name}.png").exists()]
-    write = partial(write_segmentation, out=arguments.out, settings=settings)
-    bar = tqdm(desc=arguments.split, initial=len(names) - len(todo), total=len(names))
-    with stop_signal(True) as stop, bar:
-        images = segment(network, folder, todo, settings, stop)
-        for _ in alongside(write, images) if settings.crf_iterations else map(write, images):
-            bar.update()
-        if stop:
-            raise SystemExit(f"stopped after {bar.n} of {len(names)} images; the same command goes on from there")
-    if parts > 1:
-        print(
-            f"done: {len(names)} label images of part {part}/{parts} -> {arguments.out}; when all parts are done, the "
-            "same command without --part scores them"
-        )
-        return
-    masked = [name for name in names if folder.has_mask(name)]
-    if len(masked) < len(names):
-        print(f"{len(names) - len(masked)} of {len(names)} images have no mask and are not scored")
-    if not masked:
-        print(f"done: {len(names)} label images -> {arguments.out}")
-        return
-    matrix = ConfusionMatrix(len(classes) + 1)
-    for counts in on_all_cores(partial(count, folder=folder, out=arguments.out), masked, "scores"):
-        matrix.counts += torch.from_numpy(counts)
-    truth = matrix.counts.sum(1)
-    reason = no_score(truth, arguments.split, scored)
-    if reason:
-        print(f"done: {len(names)} label images -> {arguments.out}; {reason}")
-        return
-    asked = classes_of(scored)
-    for line in absent_classes(truth[asked].tolist(), names_of(asked, classes), arguments.split):
-        print(line)
-    ious = dict(zip(["background", *classes], plain(matrix.iou()), strict=True))
-    mean = mean_of(matrix.iou(), scored).item()
-    result = {"split": arguments.split, "images": len(masked), "score_classes": names_of(scored, classes)}
-    write_text(arguments.out / "scores.json", json.dumps(result | {"mean_iou": mean, "class_iou": ious}, indent=1))
-    for name, iou in ious.items():
-        print(f"{name:16} {'no score' if iou is None else f'{100 * iou:6.2f}'}")
-    print(f"done: mean IoU {100 * mean:.2f}{over(scored, classes)} on {len(masked)} images of {arguments.split}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The paper's figures from a run: attention wandering (1), segmentations (4), attention of each method (5)."""
+"""The paper's figures from a run: attention wandering (1), segmentations (4), each method (5); and curves of scores."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from data import VOCFolder, read_label
-from evaluate_cues import read_map
+from maps import read_map
 from networks import BACKBONES
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,3 +95,27 @@ def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> Tenso
     """A map (h, w) uint8 of the network's cells at the photograph's size, in [0, 1]."""
     cells = cells[None, None].float() / 255
     return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0]
+
+
+def curves(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Mean IoU over the threshold, and precision over recall of the classes, for each folder."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    over_threshold, over_recall = figure.subplots(1, 2)
+    for folder, result in results.items():
+        (line,) = over_threshold.plot(
+            np.linspace(0, 1, len(result["curve"])), 100 * np.array(result["curve"], float), label=folder
+        )
+        for threshold in result["thresholds"]:
+            over_threshold.axvline(threshold, color=line.get_color(), linestyle=":", linewidth=1)
+        recall, precision = (100 * np.array(result[f"curve_{name}"], float) for name in ("recall", "precision"))
+        over_recall.plot(recall, precision)
+    told = next(iter(results.values()))
+    over_threshold.set(xlabel="threshold (dotted: as chosen)", ylabel="mIoU in %")
+    over_threshold.set_title(f"{told['split']}, {told['images']} images; thresholds from {told['threshold_from']}")
+    if len(told["score_classes"]) < len(told["class_iou"]):
+        over_threshold.set_xlabel(f"threshold (dotted: as chosen)\nmean over {','.join(told['score_classes'])}")
+    over_threshold.legend()
+    over_recall.set(xlabel="recall in %, mean of the classes", ylabel="precision in %", title="without background")
+    figure.savefig(path, dpi=120)

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from bound import Bound
 from data import VOCFolder, write_label
-from evaluate_cues import read_map
 from files import ends_with, write_text
 from images import png
-from maps import map_files
+from maps import map_files, read_map
 from options import add_options, resolve, training_split
 from parallel import on_all_cores
 from recipes import Labels

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from data import VOCFolder
-from files import ends_with, write_image
+from files import ends_with, read_json, write_image
+from images import DRAWN, load, png
 from PIL import Image
 from torch import Tensor
 
@@ -19,3 +21,39 @@ def write_maps(out: Path, folder: VOCFolder, name: str, attention: Tensor) -> No
     with ends_with(f"--out {out}", "make room, then the same command goes on"):
         for file, values in zip(map_files(folder, name), attention.cpu(), strict=True):
             write_image(out / file, Image.fromarray((values * 255).round().clamp(0, 255).to(torch.uint8).numpy()))
+
+
+def read_map(path: Path, size: tuple[int, int]) -> Tensor:
+    """(H, W) uint8 of an 8-bit grey image in the photograph's size."""
+    path = png(path.parent, path.name.removesuffix(".png"))
+    if not path.exists():
+        raise SystemExit(f"{path} is missing; run export_attention.py for this split first")
+    try:
+        image = load(path, DRAWN)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read ({error}); remove it and make it again") from error
+    mode, pixels = image.mode, torch.from_numpy(np.asarray(image).copy())
+    if mode != "L" or tuple(pixels.shape) != size:
+        raise SystemExit(
+            f"{path}: expected 8-bit grey (mode L) in the photograph's size {size}, got mode {mode} and "
+            f"{tuple(pixels.shape[:2])}"
+        )
+    return pixels
+
+
+def check_maps(folder: VOCFolder, maps: Path) -> None:
+    """End where the maps were made for another list, which lacks some of the images or gives them other labels."""
+    missing = {
+        name: [c for c in folder.class_ids(name) if not png(maps, f"{name}_{c}").exists()] for name in folder.names
+    }
+    without = [name for name, ids in missing.items() if ids]
+    if not without:
+        return
+    first, source = without[0], maps / "source.json"
+    path, shows = maps / f"{first}_{missing[first][0]}.png", folder.classes[missing[first][0]]
+    made_for = read_json(source).get("split") if source.exists() else None
+    made = f"; the maps there were made for the list {made_for}" if made_for not in (None, folder.split) else ""
+    raise SystemExit(
+        f"{path} is missing; run export_attention.py for this split first (--split {folder.split}): {len(without)} of "
+        f"its {len(folder)} images have no map of one of their classes, first {first} ({shows}){made}"
+    )

@@ -18,9 +18,8 @@ import torch
 from bound import Bound
 from crf import dense_crf, pydensecrf
 from data import VOCFolder
-from evaluate_cues import read_map
 from files import ends_with
-from maps import map_files, write_maps
+from maps import map_files, read_map, write_maps
 from options import training_split
 from parallel import on_all_cores
 from processes import check_device

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from crf import pydensecrf
 from data import VOCFolder
-from evaluate_cues import add_score_classes
 from files import write_text
 from networks import BACKBONES
 from recipes import RECIPES
+from scores import add_score_classes
 from seeds import Seed
 from tables import TABLES, make_table, markdown
 

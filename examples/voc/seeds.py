@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data import VOCFolder
-from evaluate_cues import chosen_classes, evaluate_maps, names_of
+from evaluate_cues import evaluate_maps
 from files import read_json, write_text
 from options import training_split
+from scores import chosen_classes, names_of
 
 HERE = Path(__file__).parent
 LOSSES = {"mce": ["--loss", "mce", "--threshold", "0"], "hybrid": []}  # the paper's cross entropy has no threshold

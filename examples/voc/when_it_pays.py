@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from compare import difference, read_counts
 from data import VOCFolder
-from evaluate_cues import add_score_classes, chosen_classes, evaluate_maps, over, plain
+from evaluate_cues import evaluate_maps
 from files import ends_with, write_text
+from scores import add_score_classes, chosen_classes, over, plain
 from texts import read_lines
 from training import OTHER_RUN, finished
 
