@@ -132,25 +132,24 @@ def check_saved(path, before, after):
     assert any(same(found, each) for each in (before, after) if each is not None), "a saved file is another"
 
 
-def damaged(whole, rng, kind):
-    """A damaged copy of bytes."""
-    damage = whole
-    while damage == whole:
-        damage = once_damaged(whole, rng, kind)
-    return damage
+def damaged(whole, places, rng, kind):
+    """A damaged copy of a file: of its header and of each of its arrays as often."""
+    content = whole
+    while content == whole:
+        content = once_damaged(whole, rng.choice(rng.choice(places)), rng, kind)
+    return content
 
 
-def once_damaged(whole, rng, kind):
+def once_damaged(whole, at, rng, kind):
     copy, size = bytearray(whole), len(whole)
-    at = rng.randrange(size - 64)
     if kind == "flip":
-        copy[rng.randrange(size)] ^= 1 << rng.randrange(8)
+        copy[at] ^= 1 << rng.randrange(8)
     elif kind == "truncation":
         return copy[: rng.randrange(size)] if rng.random() < 0.8 else copy + bytes(rng.randrange(1, 100))
     elif rng.random() < 0.5:  # a hole
-        copy[at : at + 64] = bytes(64)
+        copy[at : at + 64] = bytes(len(copy[at : at + 64]))
     else:  # two words change places
-        copy[at : at + 32], copy[at + 32 : at + 64] = copy[at + 32 : at + 64], copy[at : at + 32]
+        copy[at : at + 64] = copy[at + 32 : at + 64] + copy[at : at + 32]
     return copy
 
 
@@ -164,14 +163,15 @@ def refusal_of(function, *args):
 
 
 def files_to_damage(campaign):
-    """By kind of file: what opens it, a whole one, and what is in it."""
+    """By kind of file: what it was made as, a whole one, where its parts are, and what is in it."""
     path, found = campaign.room(), {"saved file": [], "mapped file": [], "file of a killed process": []}
     for kind in damage.KINDS:
         path.unlink(missing_ok=True)
         accumulator = damage.show(damage.show(damage.build(kind, path)), 1)
         accumulator.save(campaign.folder / "saved")
-        found["saved file"].append((kind, (campaign.folder / "saved").read_bytes(), snapshot(accumulator)))
-        found["mapped file"].append((kind, path.read_bytes(), snapshot(accumulator)))
+        right = snapshot(accumulator)
+        for among, file in (("saved file", campaign.folder / "saved"), ("mapped file", path)):
+            found[among].append((kind, file.read_bytes(), parts_of(file), right))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MappedStore, "_perform", stop_when_it_is_recorded)
             with contextlib.suppress(Interrupt):
@@ -180,8 +180,12 @@ def files_to_damage(campaign):
         del accumulator
         gc.collect()  # an update that was cut short twice refers to itself
         expected = snapshot(damage.show(damage.show(damage.show(damage.build(kind)), 1), 2))
-        found["file of a killed process"].append((kind, left, expected))
+        found["file of a killed process"].append((kind, left, parts_of(path), expected))
     return found
+
+
+def parts_of(path):
+    return [part for part in damage.places(path).values() if len(part)]
 
 
 def stop_when_it_is_recorded(store, changes, totals, seals, recorded):
@@ -195,9 +199,9 @@ def flips(campaign, tries, what="flip"):
     files, path = files_to_damage(campaign), campaign.folder / "maps"
     for number in tqdm(range(tries), what):
         among = ["saved file", "mapped file", "mapped file", "file of a killed process"][number % 4]
-        kind, whole, right = rng.choice(files[among])
+        kind, whole, places, right = rng.choice(files[among])
         with campaign.attempt(f"{what} in a {among}"):
-            content = damaged(whole, rng, what)
+            content = damaged(whole, places, rng, what)
             path.write_bytes(content)
             refusals = [read_or_refused(load, path, right)]
             assert refusals[0] or among != "saved file", "damage went unnoticed"
@@ -276,7 +280,7 @@ class Alarm:
 
     def __init__(self):
         self.armed = False
-        signal.signal(signal.SIGALRM, self)
+        self.before = signal.signal(signal.SIGALRM, self)
 
     def __call__(self, *_):
         if self.armed:
@@ -335,6 +339,7 @@ def interrupts(campaign, tries):
             assert not [each for each in os.listdir(path.parent) if each.endswith(".partial")], "a stray"
         twin.load_state_dict(snapshot(accumulator))
     progress.close()
+    signal.signal(signal.SIGALRM, alarm.before)
 
 
 def stop_at(moment, function, *args):
@@ -376,7 +381,7 @@ def steps(campaign, tries):
     options = {"derandomize": False, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
     for number in tqdm(range(10), f"steps, {20 * examples} each"):
         fusion, mapped = fusions[number // 2], bool(number % 2)
-        name = f"random step, {fusion}, {'in a file' if mapped else 'in memory'}"
+        name = f"random step, {'in a file' if mapped else 'in memory'}"
         machine = seeded(campaign.seed)(
             type("Machine", (Machine,), {"fusion": fusion, "mapped": mapped, "forks": forks})
         )
@@ -384,7 +389,7 @@ def steps(campaign, tries):
             run_state_machine_as_test(
                 machine, settings=settings(max_examples=examples, stateful_step_count=20, **options)
             )
-        campaign.tries[name] = machine.steps
+        campaign.tries[name] += machine.steps - 1
         if mapped:
             campaign.tries["... of these, kills"] += machine.kills
             campaign.tries["... of these, that stopped between two pairs"] += machine.torn
@@ -398,7 +403,7 @@ def table(campaign):
     return "\n".join(["| what | tries | failures |", "|---|---|---|", *rows])
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     numbers = {
@@ -414,7 +419,7 @@ def main():
     }
     for name, (_, tries) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=tries, metavar="N", help=f"how many; {tries} if not given")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="campaign") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapping, "JOURNAL_BYTES", 1)  # the smallest that serves, where nothing else is said
