@@ -14,14 +14,15 @@ class Interrupt(BaseException):
     """Stands for Ctrl-C."""
 
 
-def at_each_line(action, function, *args, of=LIBRARY):
-    """Run a function, and an action, which is given its number, before each line of files whose paths begin so."""
+def at_each(action, function, *args, of=LIBRARY, event="line"):
+    """Run a function, and an action, which is given its number, before each line or opcode of files in a folder."""
     numbers = itertools.count(1)
 
-    def trace(frame, event, argument):
+    def trace(frame, what, argument):
         if not frame.f_code.co_filename.startswith(of):
             return None
-        if event == "line":
+        frame.f_trace_opcodes = event == "opcode"
+        if what == event:
             action(next(numbers))
         return trace
 
@@ -33,14 +34,14 @@ def at_each_line(action, function, *args, of=LIBRARY):
         sys.settrace(before)
 
 
-def lines_of(function, *args, of=LIBRARY) -> int:
-    """How many lines of these files a function runs."""
+def count(function, *args, of=LIBRARY, event="line") -> int:
+    """How many lines or opcodes of these files a function runs."""
     numbers = [0]
-    at_each_line(numbers.append, function, *args, of=of)
+    at_each(numbers.append, function, *args, of=of, event=event)
     return numbers[-1]
 
 
-def interrupted(steps, function, *args) -> bool:
+def interrupted(steps, function, *args, event="line") -> bool:
     """Run a function and raise before those of all lines of the library that it runs; whether it came to that."""
 
     def action(number):
@@ -48,7 +49,7 @@ def interrupted(steps, function, *args) -> bool:
             raise Interrupt
 
     try:
-        at_each_line(action, function, *args)
+        at_each(action, function, *args, event=event)
     except Interrupt:
         return True
     return False

@@ -359,3 +359,19 @@ def rows_of(state: dict[str, object]) -> list[dict[str, bytes]]:
             for row, piece in zip(rows, np.split(flat, ends[:-1]), strict=True):
                 row[name] = piece.tobytes()
     return rows
+
+
+def what_was_left(
+    found: dict[str, object], before: dict[str, object], after: dict[str, object], *, one_step: bool
+) -> tuple[list[bool], bool]:
+    """Which pairs have changed, and whether all has, where a change was cut short: whole pairs, the totals last."""
+    rows = list(zip(*map(rows_of, (found, before, after)), strict=True))
+    assert all(row in (old, new) for row, old, new in rows), "a pair is torn"
+    done = [row == new for row, _, new in rows]
+    untouched = all(row == old for row, old, _ in rows)
+    as_before, as_after = (
+        all(torch.equal(found[name], state[name]) for name in ("offered", "skipped", "totals_then"))  # type: ignore[arg-type]
+        for state in (before, after)
+    )
+    assert (as_after and all(done)) or (as_before and (untouched or not one_step)), "pairs or totals are amiss"
+    return done, as_after and all(done)

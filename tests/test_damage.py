@@ -130,22 +130,27 @@ def test_what_was_never_written_is_refused(kind, tmp_path):
         assert refused(kind, path) is True, name
 
 
+def leave(monkeypatch, accumulator, path, update):
+    """What an update would leave that is killed once all of it is noted: a copy of the file."""
+    perform = MappedStore._perform
+
+    def killed(store, changes, totals, seals, recorded):
+        store._recorded[0] = recorded
+        shutil.copy(accumulator._store._lock.path, path)
+        perform(store, changes, totals, seals, recorded)
+
+    monkeypatch.setattr(MappedStore, "_perform", killed)
+    update()
+    monkeypatch.undo()
+
+
 @every_kind
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_journal_of_a_killed_process_changes_nothing(kind, tmp_path, monkeypatch):
     path, left = tmp_path / "maps", tmp_path / "left"
     accumulator = show(build(kind, path))
     after = show(show(build(kind)), 1)
-    perform = MappedStore._perform
-
-    def killed(store, changes, totals, seals, recorded):
-        store._recorded[0] = recorded
-        shutil.copy(path, left)
-        perform(store, changes, totals, seals, recorded)
-
-    monkeypatch.setattr(MappedStore, "_perform", killed)
-    show(accumulator, 1)
-    monkeypatch.undo()
+    leave(monkeypatch, accumulator, left, lambda: show(accumulator, 1))
     whole, rng = left.read_bytes(), random.Random(0)
     assert same(snapshot(AttentionAccumulator.load(left)), snapshot(after))
     noted = int.from_bytes(whole[places(left)["recorded"].start :][:4], "little")
@@ -155,6 +160,18 @@ def test_a_damaged_journal_of_a_killed_process_changes_nothing(kind, tmp_path, m
         damaged[at] ^= 1 << rng.randrange(8)
         left.write_bytes(damaged)
         assert refused(kind, left) is True
+
+
+@every_kind
+def test_a_file_of_a_killed_process_that_is_damaged_elsewhere_stays_as_it_is(kind, tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    accumulator = show(build(kind, tmp_path / "maps"))
+    image = ["a"] if accumulator.pairs.keys else [0]
+    leave(monkeypatch, accumulator, left, lambda: accumulator.update(image, torch.rand(1, 3, 2, 2)))
+    damaged = bytearray(left.read_bytes())
+    damaged[places(left)["maps"].stop - 1] ^= 1
+    left.write_bytes(damaged)
+    assert refused(kind, left) is True
 
 
 # On demand
@@ -176,8 +193,13 @@ def test_verify_sees_what_happens_to_the_file_while_it_is_in_use(kind, tmp_path)
         accumulator.verify()
     os.pwrite(number, byte, place.stop - 1)
     accumulator.verify()
-    os.pwrite(number, b"\7", places(path)["offered"].start)
-    with pytest.raises(ValueError, match=r"maps is .*damaged: its labels or totals do not fit their checksums"):
+    for name in set(places(path)) & {"classes", "offsets", "keys", "map_size", "offered", "skipped", "sealed"}:
+        at = places(path)[name].start
+        byte = os.pread(number, 1, at)
+        os.pwrite(number, bytes([byte[0] ^ 7]), at)
+        with pytest.raises(ValueError, match=r"maps is .*damaged: its labels or totals do not fit their checksums"):
+            accumulator.verify()
+        os.pwrite(number, byte, at)
         accumulator.verify()
     os.close(number)
 

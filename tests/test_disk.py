@@ -308,7 +308,7 @@ def kill() -> None:
 
 
 WRITERS = tuple(inspect.getfile(each) for each in (MappedStore, Store, Span, Entry, replacing))  # wherever these are
-at_each_line = functools.partial(moments.at_each_line, of=WRITERS)
+at_each_line = functools.partial(moments.at_each, of=WRITERS)
 
 
 def stop_at_line(step, die, function, *args) -> bool:

@@ -1,6 +1,6 @@
 """Whatever is done to an accumulator, in whatever order: it holds what slow loops in float64 say (hypothesis).
 
-`pytest --hypothesis-profile=thorough` and `python -m tests.campaign machine` go further. Run as a program, this file is
+`pytest --hypothesis-profile=thorough` and `python -m tests.campaign` go further. Run as a program, this file is
 a process without threads that forks others, see `forks.Forks`.
 """
 
@@ -26,8 +26,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from moments import LIBRARY, at_each_line, copied, lines_of
-from reference import FUSIONS, Batch, NaiveAccumulator, Pair, fold, rows_of, same, snapshot, some_view
+from moments import LIBRARY, at_each, copied, count
+from reference import FUSIONS, Batch, NaiveAccumulator, Pair, fold, same, snapshot, some_view, what_was_left
 
 from oaa_lib import AttentionAccumulator
 from oaa_lib.maps import mapped as mapping
@@ -181,8 +181,8 @@ def die_in_the_middle(job):
         accumulator = None if way == "opening" else build(options, path)
         return lambda: operate(accumulator or build(options, path))
 
-    moment = 1 + int(fraction * lines_of(work(copied(path, "trial")), of=WAYS[way]))
-    at_each_line(lambda number: number == moment and os.kill(os.getpid(), signal.SIGKILL), work(path), of=WAYS[way])
+    moment = 1 + int(fraction * count(work(copied(path, "trial")), of=WAYS[way]))
+    at_each(lambda number: number == moment and os.kill(os.getpid(), signal.SIGKILL), work(path), of=WAYS[way])
 
 
 def refusal(function, *args):
@@ -378,19 +378,11 @@ class Machine(RuleBasedStateMachine):
 
     def take_up(self, found, before, after, kind, batches):
         """Go on with what is found after a kill: what was before it or what comes after it, whole pairs."""
-        rows = list(zip(*map(rows_of, (found, before, after)), strict=True))
-        assert all(row in (old, new) for row, old, new in rows)
-        done = [row == new for row, _, new in rows]
-        totals = [
-            all(torch.equal(found[name], state[name]) for name in ("offered", "skipped", "totals_then"))
-            for state in (before, after)
-        ]
-        untouched = all(row == old for row, old, _ in rows)
-        assert (totals[1] and all(done)) or (totals[0] and (untouched or not self.one_step))
-        type(self).torn += not all(done) and not untouched
+        done, complete = what_was_left(found, before, after, one_step=self.one_step)
+        type(self).torn += any(done) and not all(done) and not same(found, before)
         model = copy.deepcopy(self.model)
         change_model(model, kind, batches)
-        self.model = self.model.torn(model, done, totals[1] and all(done))
+        self.model = self.model.torn(model, done, complete)
         self.model.reopen()
 
     @invariant()

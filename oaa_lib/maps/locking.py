@@ -118,8 +118,11 @@ class FileLock:
                 "give each a path of its own"
             )
 
-    def map(self) -> mmap.mmap:
+    def map(self, *, copy: bool = False) -> mmap.mmap:
         """The file in memory, through an opening of its own: what a forked child keeps of it is not the lock.
+
+        Args:
+            copy: what is written into it stays in memory.
 
         Raises:
             FileNotFoundError: the file was replaced meanwhile.
@@ -127,7 +130,7 @@ class FileLock:
         with open_regular(self.path, "r+b") as file:
             if not os.path.samestat(os.fstat(file.fileno()), self._status):
                 raise FileNotFoundError(f"{self.path} was replaced while it was being opened")
-            return mmap.mmap(file.fileno(), 0)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if copy else mmap.ACCESS_WRITE)
 
     def check(self) -> None:
         """Before each change: this process has the lock, and what is written will be found at the path.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oaa_lib.maps import files, mapped_file, state
-from oaa_lib.maps.files import Arrays, array_at, blaming
+from oaa_lib.maps.files import Arrays, Bytes, array_at, blaming
 from oaa_lib.maps.journal import Span, note, seal
 from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.layout import MapLayout
@@ -79,20 +79,28 @@ class MappedStore(Store):
             tensors = {name: torch.from_numpy(arrays[name]) for name, each in kept.items() if not each.on_host}
         self._use(layout, kept, tensors, {name: arrays[name] for name, each in kept.items() if each.on_host})
         self._begin = {name: entry.start for name, entry in self._entries.items()}
-        self._recover(path, arrays, plain)
+        self._recover(path, plain)
         self.look()
 
-    def _recover(self, path: PathLike, arrays: Arrays, plain: dict[str, Any]) -> None:
+    def _recover(self, path: PathLike, plain: dict[str, Any]) -> None:
         """Repeat what a process that was killed had noted, and see whether all of it is sound."""
         with blaming(path):
             if len(self._journal) < 2 * self._largest_change:
                 raise ValueError("its journal is too short")
-            mapped_file.repeat(self._content, self._entries)
-            self._recorded[0] = 0
-            self._seals = Seals(self.layout, arrays, plain) if "seals" in arrays else None
-            if self._seals is not None:
-                self._seals.check()
-            state.check_values(self.tensors)
+            if self._recorded[0]:  # first in a copy: a damaged file stays as it is
+                self._repeat(np.frombuffer(self._lock.map(copy=True), dtype=np.uint8), plain)
+            self._seals = self._repeat(self._content, plain)
+        self._recorded[0] = 0
+
+    def _repeat(self, content: Bytes, plain: dict[str, Any]) -> Seals | None:
+        """Repeat what was noted in the content of the file, and check all of it."""
+        mapped_file.repeat(content, self._entries)
+        arrays = {name: array_at(content, entry) for name, entry in self._entries.items()}
+        seals = Seals(self.layout, arrays, plain) if "seals" in arrays else None
+        if seals is not None:
+            seals.check()
+        state.check_values({name: torch.from_numpy(arrays[name]) for name in self.tensors})
+        return seals
 
     def verify(self) -> None:
         """Compare everything with its checksums, if the file has any; files made before they were added have none.

@@ -56,7 +56,7 @@ class Seals:
     """
 
     def __init__(self, layout: MapLayout, arrays: Arrays, plain: Mapping[str, Any]) -> None:
-        self._layout, self._arrays = layout, arrays
+        self._layout, self._arrays, self._plain = layout, arrays, plain
         self._maps = [name for name in MAPS if name in arrays]
         self.of_pairs, self.of_all = arrays["seals"], arrays["sealed"]
         expected = (layout.pairs.num_pairs, len(self._maps) + 1), (2,)
@@ -84,7 +84,7 @@ class Seals:
         Raises:
             ValueError: some do not fit.
         """
-        if self.of_all.tolist() != [self.owners, self.totals({})]:
+        if self.of_all.tolist() != [of_owners(self._arrays, self._plain), self.totals({})]:
             raise ValueError("its labels or totals do not fit their checksums")
         wrong = self.of_pairs[:, -1] != self._mixed({name: self._arrays[name] for name in NUMBERS})
         for rows, size in self._layout.blocks(BLOCK):
