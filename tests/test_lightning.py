@@ -286,3 +286,12 @@ def test_two_processes_end_with_the_maps_of_both(tmp_path):
     restored = accumulator(gate=None)
     restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
     assert_same(restored, first)
+
+
+def test_views_of_a_batch_as_a_tensor(tmp_path):
+    flipped = torch.tensor([[0.0, 0, 1, 1, 1]])
+    module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
+    views = lambda batch: flipped.expand(len(batch["row"]), 5)  # noqa: E731
+    fit(module, [AttentionCallback(kept, module.network, lambda batch: batch["row"], views)], 1, tmp_path)
+    plain_loop(network(), expected, 1)
+    assert torch.equal(kept[range(IMAGES)], expected[range(IMAGES)].flip(-1))
