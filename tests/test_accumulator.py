@@ -712,3 +712,38 @@ def test_batches_of_a_training_run_touch_their_own_images_only():
     assert accumulator.accumulated.all(1).tolist() == [False, True, False, False, True, False]
     Batch([4], torch.ones(1, 2, 2, 2)).give_to(accumulator)
     assert accumulator.counts[:, 0].tolist() == [0, 1, 0, 0, 2, 0]
+
+
+def test_the_owners_of_another_accumulator_own_the_maps_here_with_its_names():
+    first = AttentionAccumulator([[1, 0], [1, 1]], (2, 2), keys=["a", "b"])
+    second = AttentionAccumulator(first.pairs, (3, 3))
+    assert second.classes("b").tolist() == [0, 1]
+    with pytest.raises(ValueError, match="PairTable, which has its own, got some"):
+        AttentionAccumulator(first.pairs, (3, 3), keys=["c", "d"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_merge_of_the_users_goes_in_buckets_and_changes_nothing_if_a_late_one_fails(fails, monkeypatch):
+    def greatest(cumulative, attention, count):
+        return torch.maximum(cumulative, attention)
+
+    def merge(first, second, first_count, second_count):
+        calls.append(len(first))
+        return torch.maximum(first, second) + (3 if fails and len(calls) == 3 else 0)
+
+    calls, greatest.merge = [], merge
+    maps = torch.rand(2, 8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    both = [AttentionAccumulator(torch.ones(8, 1), (2, 2), fusion=greatest, gate=None) for _ in range(2)]
+    for accumulator, score_maps in zip(both, maps, strict=True):
+        accumulator.update(range(8), score_maps)
+    before = both[0][range(8)].clone()
+    monkeypatch.setattr("oaa_lib.maps.merging.BUCKET", 8)  # two maps at a time
+    if fails:
+        with pytest.raises(ValueError, match=r"result of the fusion's merge in \[0, 1\]"):
+            both[0].merge(both[1])
+        assert torch.equal(both[0][range(8)], before)
+        assert both[0].offered == 8
+    else:
+        assert torch.equal(both[0].merge(both[1])[range(8)], torch.maximum(before, both[1][range(8)]))
+        assert both[0].offered == 16
+    assert max(calls) <= 2

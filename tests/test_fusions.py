@@ -555,3 +555,8 @@ def test_fold_gives_a_fusion_what_the_accumulator_gives_it():
     by_the_accumulator = given_to_it[-1]
     fold(fuse, [torch.rand(3, 2, 4)] * 2)
     assert given_to_it[-1] == by_the_accumulator
+
+
+def test_a_mix_of_two_devices_is_refused():
+    with pytest.raises(ValueError, match="on one device, got cpu and meta"):
+        harmonic_mix(torch.rand(2, 2), torch.rand(2, 2, device="meta"))

@@ -78,3 +78,13 @@ def test_arguments_are_not_modified(name):
     GATES[name](scores, labels)
     assert scores.tolist() == [[3.0, 0.5, 1.0]]
     assert labels.tolist() == [[True, True, False]]
+
+
+def test_the_class_of_a_gate_is_refused_in_favour_of_an_instance():
+    class Confident:
+        def __call__(self, logits, labels):
+            return labels
+
+    with pytest.raises(TypeError, match="got the class Confident; pass an instance"):
+        oaa_lib.AttentionAccumulator([[1]], (1, 1), gate=Confident)
+    oaa_lib.AttentionAccumulator([[1]], (1, 1), gate=Confident())

@@ -5,6 +5,7 @@ Run as a program, this file is a process without threads that forks others, see 
 
 import contextlib
 import copy
+import errno
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from forks import fork, say, serve, serving
 from reference import same, snapshot
 
 from oaa_lib import AttentionAccumulator, View
+from oaa_lib.maps import locking, replacing
 
 LABELS = torch.ones(6, 3)
 SCORE_MAPS = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.01
@@ -436,3 +438,57 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path):
 
 if __name__ == "__main__":
     serve(globals())
+
+
+# File systems without locks, systems without them, and races
+
+
+def no_locks(file):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_file_system_without_locks_takes_saved_files_and_no_mapped_ones(tmp_path, monkeypatch):
+    for module in (locking, replacing):
+        monkeypatch.setattr(module, "try_lock", no_locks)
+    accumulator = fill(build())
+    accumulator.save(tmp_path / "saved")
+    assert same(snapshot(AttentionAccumulator.load(tmp_path / "saved")), snapshot(accumulator))
+    with pytest.raises(OSError, match=r"cannot be locked \(No locks available\); keep it on a local disk"):
+        build(tmp_path / "mapped")
+
+
+def test_a_system_without_locks_saves_whole_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(replacing, "fcntl", None)
+    for accumulator in (fill(build()), fill(build(), 2)):
+        accumulator.save(tmp_path / "saved")
+        assert same(snapshot(AttentionAccumulator.load(tmp_path / "saved")), snapshot(accumulator))
+    assert [each.name for each in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_cannot_be_opened_is_written_to(tmp_path, monkeypatch):
+    def opened(path, *arguments, **named):
+        if path == tmp_path:
+            raise OSError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **named)
+
+    real = os.open
+    monkeypatch.setattr(os, "open", opened)
+    accumulator = fill(build())
+    accumulator.save(tmp_path / "saved")
+    assert same(snapshot(AttentionAccumulator.load(tmp_path / "saved")), snapshot(accumulator))
+
+
+def test_a_file_that_is_replaced_while_it_is_being_opened_is_not_taken(tmp_path, monkeypatch):
+    def opened(path, mode):
+        times.append(mode)
+        if len(times) == 2:  # once for the lock, then for the maps
+            os.replace(tmp_path / "other", path)
+        return real(path, mode)
+
+    fill(build(tmp_path / "maps"))
+    shutil.copy(tmp_path / "maps", tmp_path / "other")
+    times, real = [], locking.open_regular
+    monkeypatch.setattr(locking, "open_regular", opened)
+    with pytest.raises(FileNotFoundError, match="was replaced while it was being opened"):
+        build(tmp_path / "maps", resume=True)
+    assert build(tmp_path / "maps", resume=True).offered == 18

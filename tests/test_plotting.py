@@ -111,6 +111,8 @@ def test_the_core_and_the_module_load_no_matplotlib():
         (lambda: overlay(PHOTOGRAPH, torch.full((6, 8), torch.nan)), r"got \[nan, nan\]"),
         (lambda: overlay(PHOTOGRAPH, torch.rand(6, 8), ["a", "b"]), "each of the 1 maps, got 2"),
         (lambda: overlay(PHOTOGRAPH, torch.rand(6, 8), opacity=2), r"opacity in \[0, 1\], got 2"),
+        (lambda: overlay(PHOTOGRAPH, torch.rand(1, 2, 6, 8)), r"\(K, h, w\), got \(1, 2, 6, 8\)"),
+        (lambda: contact_sheet([[Overlay(PHOTOGRAPH, torch.rand(2, 6, 8))]]), r"\(h, w\), got \(2, 6, 8\)"),
         (lambda: contact_sheet([]), "at least 1"),
         (lambda: contact_sheet([[None], [None, None]]), r"got lengths \[1, 2\]"),
         (lambda: contact_sheet([[None]], ["a", "b"]), "expected 1 titles, got 2"),

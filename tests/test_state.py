@@ -374,3 +374,12 @@ def test_a_save_that_breaks_off_within_the_arrays_leaves_the_old_file_and_no_res
 def test_a_folder_that_does_not_exist_is_an_error_of_the_file_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         build().save(tmp_path / "no" / "maps")
+
+
+def test_a_state_with_what_only_a_mean_has_is_refused_by_others_and_changes_nothing():
+    accumulator = fill(build())
+    state, before = dict(accumulator.state_dict()), snapshot(accumulator)
+    for name in ("maps", "missed"):
+        with pytest.raises(ValueError, match=f"holds base_{name}, which only a mean has"):
+            accumulator.load_state_dict({**state, f"base_{name}": state["maps"]})
+    assert same(snapshot(accumulator), before)

@@ -266,3 +266,13 @@ def test_snapshots_that_are_not_there_are_told():
         snapshots.cumulative(1)
     with pytest.raises(KeyError, match="no snapshots are taken of 0"):
         snapshots.cumulative(0)
+
+
+def test_a_state_whose_maps_are_not_those_of_its_images_is_refused():
+    accumulator = AttentionAccumulator([[1, 0], [1, 1]], (2, 2))
+    snapshots = Snapshots(accumulator, [0, 1], [0])
+    snapshots.take(0)
+    state = snapshots.state_dict()
+    for wrong in (state["maps"][0], [state["maps"][1][0].float()], "maps"):
+        with pytest.raises(ValueError, match="1 uint8 maps of 1 like its attention"):
+            Snapshots(accumulator, [0, 1], [0]).load_state_dict({**state, "maps": {**state["maps"], 1: wrong}})

@@ -291,6 +291,15 @@ def test_two_processes_end_with_the_maps_of_both(tmp_path):
     assert_same(restored, first)
 
 
+def test_views_of_a_batch_as_a_tensor(tmp_path):
+    flipped = torch.tensor([[0.0, 0, 1, 1, 1]])
+    module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
+    views = lambda batch: flipped.expand(len(batch["row"]), 5)  # noqa: E731
+    fit(module, [AttentionCallback(kept, module.network, lambda batch: batch["row"], views)], 1, tmp_path)
+    plain_loop(network(), expected, 1)
+    assert torch.equal(kept[range(IMAGES)], expected[range(IMAGES)].flip(-1))
+
+
 def test_an_argument_of_the_callback_works_or_the_error_names_it():
     right = {"accumulator": test_arguments.accumulator(), "network": test_arguments.Network(), "indices": len}
     assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None}) == []
