@@ -132,16 +132,16 @@ def test_scores_are_of_the_list_and_the_classes_that_are_asked_for(voc, tmp_path
         evaluated.append((data.split, options["scored"]))
         return real(data, *arguments, **options)
 
-    real = reproduce.evaluate_maps
-    monkeypatch.setattr(reproduce, "evaluate_maps", evaluate_maps)
-    monkeypatch.setattr(reproduce.Seed, "network", lambda *_: tmp_path / "networks" / "max_100")
+    real = seeds.evaluate_maps
+    monkeypatch.setattr(seeds, "evaluate_maps", evaluate_maps)
+    monkeypatch.setattr(seeds.Seed, "network", lambda *_: tmp_path / "networks" / "max_100")
     stages = []
-    monkeypatch.setattr(reproduce.Seed, "_stage", lambda self, *arguments, **_: stages.append(arguments))
+    monkeypatch.setattr(seeds.Seed, "_stage", lambda self, *arguments, **_: stages.append(arguments))
     plain = {"voc_root": voc, "out": tmp_path, "background": "threshold", "refine": None, "recipe": "small"}
 
     def seed(split, classes):
         asked = {"score_split": split, "score_classes": classes, "evaluation": ["--split", "part"]}
-        return reproduce.Seed(argparse.Namespace(**plain, **asked), 0)
+        return seeds.Seed(argparse.Namespace(**plain, **asked), 0)
 
     for split, classes, rows in (
         ("train", None, [0, 1, 2]),

@@ -11,7 +11,7 @@ from data import VOCFolder
 from files import ends_with, read_json
 from maps import read_map
 from networks import BACKBONES
-from tables import TABLES
+from paper_tables import TABLES
 from texts import read_lines
 from torch import Tensor
 from training import finished

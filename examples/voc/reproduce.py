@@ -24,10 +24,10 @@ from crf import pydensecrf
 from data import VOCFolder
 from files import write_text
 from networks import BACKBONES
+from paper_tables import TABLES, make_table, markdown
 from recipes import RECIPES
 from scores import add_score_classes
 from seeds import Seed
-from tables import TABLES, make_table, markdown
 
 
 def main() -> None:
