@@ -181,7 +181,7 @@ class CumulativeAttention:
     @in_turn
     def _maps(self, rows: IntArray, size: tuple[int, int]) -> Tensor:
         """(K, H, W) float32 maps of one size."""
-        return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"])
+        return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"]).float()
 
 
 def _checked_size(size: Any) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class OwnFusion(Fusion):
             )
 
     def __call__(self, cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
-        """What the user's fusion returns, float32. It may write on what it is given."""
+        """What the user's fusion returns, in the dtype that it was given. It may write on that."""
         return _checked("the fusion", self.own(cumulative.clone(), attention.clone(), count), cumulative)
 
     def _merge(self, first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
@@ -188,4 +188,4 @@ def _checked(what: str, result: object, like: Tensor) -> Tensor:
         raise ValueError(f"expected {what} to return shape {tuple(like.shape)}, got {tuple(result.shape)}")
     if result.device != like.device:
         raise ValueError(f"expected {what} to return a tensor on {like.device}, got one on {result.device}")
-    return result.float()
+    return result.to(like.dtype)

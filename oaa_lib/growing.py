@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from oaa_lib.arguments import shown
 from oaa_lib.cam import global_average_pool, normalize_with_extremes
 from oaa_lib.gating import Gate, judge
-from oaa_lib.maps.coding import DTYPES, decode, encode, outside
+from oaa_lib.maps.coding import DTYPES, NEEDED, decode, encode, outside
 from oaa_lib.maps.kept import Kept
 from oaa_lib.maps.pairs import IntArray, PairSelection
 from oaa_lib.maps.store import Change, Store, times_seen, to_device
@@ -31,12 +31,15 @@ def what_is_kept(fusion: Fusion, dtype: torch.dtype) -> dict[str, Kept]:
     Raises:
         TypeError: maps cannot be stored in that dtype.
     """
-    needed = fusion.storage_dtype
-    for name, value in (("dtype", dtype), ("the fusion's storage_dtype", dtype if needed is None else needed)):
-        if not isinstance(value, torch.dtype) or value not in DTYPES:
-            raise TypeError(f"expected {name} torch.uint8, torch.float16 or torch.float32, got {shown(value)}")
+    needed = dtype if fusion.storage_dtype is None else fusion.storage_dtype
+    for name, value, known in (
+        ("dtype", dtype, NEEDED if dtype is fusion.storage_dtype else DTYPES),  # `load` names what was kept
+        ("the fusion's storage_dtype", needed, NEEDED),
+    ):
+        if not isinstance(value, torch.dtype) or value not in known:
+            raise TypeError(f"expected {name} one of {', '.join(map(str, known))}, got {shown(value)}")
     kept = {
-        "maps": Kept(fusion.storage_dtype or dtype, "pixel", fusion),
+        "maps": Kept(needed, "pixel", fusion),
         "counts": Kept(torch.int32, "pair", "sum"),  # maps accepted by each pair
         "synchronized": Kept(torch.int32, "pair", None),  # of these, the ones that all processes know of
         "skipped": Kept(torch.int64, "class", "sum"),
@@ -93,7 +96,8 @@ def make_offer(
         normalization: as in `AttentionAccumulator.update`.
     """
     cells, relevant, targets = _cells(pairs, score_maps)
-    maps = score_maps.flatten(0, 1).index_select(0, cells).float()  # a copy
+    maps = score_maps.flatten(0, 1).index_select(0, cells)  # a copy
+    maps = maps if maps.element_size() > 4 else maps.float()  # float64 has maps beyond float32
     if logits is None and gate is not None:
         logits = global_average_pool(score_maps if score_maps.element_size() > 2 else score_maps.float())  # Eq. 1
     attention, low, high = normalize_with_extremes(maps, normalization, in_place=True)  # Eq. 2
@@ -104,6 +108,7 @@ def make_offer(
         finite = attention.masked_fill(faulty[:, None, None], 0)
         faulty = faulty | outside(finite, "attention", "call normalize_attention first or leave normalization='max'")
         attention = attention.clamp(0, 1)
+    attention = attention.float()
     if gate is None or logits is None:
         return Offer(attention, faulty, None)
     return Offer(attention, faulty, judge(gate, logits, targets).take(cells))
@@ -184,7 +189,9 @@ def fuse(kept: Mapping[str, Tensor], attention: Tensor, fusion: Fusion) -> tuple
         return fusion(maps, encode(attention, maps.dtype, in_place=True), None), None
     times = times_seen(kept["counts"], kept.get("missed"))
     attention = attention.nan_to_num(0) if fusion.guarded else attention  # a user's fusion never sees NaN
-    fused = fusion(decode(maps), attention, times.clamp(min=1))  # Eq. 10 is MeanFusion.__call__
+    cumulative = decode(maps)
+    attention = attention.to(cumulative.dtype)
+    fused = fusion(cumulative, attention, times.clamp(min=1))  # Eq. 10 is MeanFusion.__call__
     if fusion.guarded or not fusion.zero_is_neutral:
         fused = torch.where(times == 0, attention, fused)  # M_1 = A_1
     if not fusion.guarded:

@@ -21,8 +21,8 @@ class Fusion(ABC):
     A fusion may say more about itself in these attributes; a function takes them too, and none of them is needed.
 
     Attributes:
-        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``. Not more than
-            ``torch.float32``, in which it is called: whatever else was stored would be lost at the next map.
+        storage_dtype: what it needs to stay exact, instead of the accumulator's ``dtype``. With ``torch.float64`` it is
+            called, and merged, in float64; what is read stays float32.
         order_free: whether the order of the maps makes no difference (up to rounding).
         zero_is_neutral: whether F(0, A, any count) = A. What was never seen may then be 0, uncounted.
         reduction: how the maps of several processes become one by an all-reduce: ``"max"``, ``"mean"`` (weighted by
@@ -56,7 +56,8 @@ class Fusion(ABC):
     def __call__(self, cumulative: Tensor, attention: Tensor, count: Any) -> Tensor:
         """M_t from M_{t-1} (K, H, W), A_t (K, H, W), both float32 in [0, 1], and t - 1, an integer tensor, >= 1.
 
-        The count is (K, 1, 1), or (K, H, W) where not every pixel has seen as many maps (crops).
+        The count is (K, 1, 1), or (K, H, W) where not every pixel has seen as many maps (crops). A fusion with
+        ``storage_dtype = torch.float64`` is given maps in float64.
         """
 
     @property

@@ -147,7 +147,7 @@ SETTINGS = {
     "an unknown fusion": ({"fusion": "median"}, ValueError, "fusion.*max.*mean", "got 'median'"),
     "no fusion": ({"fusion": None}, TypeError, "fusion.*max.*mean", "got NoneType"),
     "a fusion class": ({"fusion": oaa_lib.MaxFusion}, TypeError, "fusion", r"got.*(class|type)"),
-    "a fusion that needs float64": ({"fusion": needing(torch.float64)}, TypeError, "storage_dtype", "float64"),
+    "64-bit storage for a mean": ({"fusion": "mean", "dtype": torch.float64}, TypeError, "dtype", "got torch.float64"),
     "a fusion that needs bfloat16": ({"fusion": needing(torch.bfloat16)}, TypeError, "storage_dtype", "bfloat16"),
     "a fusion that needs integers": ({"fusion": needing(torch.int32)}, TypeError, "storage_dtype", "int32"),
     "a fusion that needs a word": ({"fusion": needing("float32")}, TypeError, "storage_dtype", "got 'float32'"),

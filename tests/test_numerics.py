@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -449,3 +450,73 @@ def test_the_harmonic_mix(dtype):
     mean[0], maximum[1] = 0, 1
     expected = torch.where(mean > 0, 3 / (1 / mean.double() + 2 / maximum.double()), 0)
     assert_within(harmonic_mix(mean, maximum), expected, 8 * unit(dtype) * expected + torch.finfo(dtype).tiny)
+
+
+def exact_mean(cumulative: Tensor, attention: Tensor, count: Tensor) -> Tensor:
+    assert cumulative.dtype == attention.dtype == torch.float64
+    return cumulative + (attention - cumulative) / (count + 1)
+
+
+def merged_mean(first: Tensor, second: Tensor, first_count: Tensor, second_count: Tensor) -> Tensor:
+    assert first.dtype == second.dtype == torch.float64
+    return first + (second - first) * (second_count.double() / (first_count + second_count))
+
+
+@pytest.mark.parametrize("views", [None, [View(), View(0, 0, 0.5, 1, True), View()]], ids=["whole", "views"])
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_a_fusion_that_needs_float64_is_fused_merged_kept_and_saved_in_it(where, views, tmp_path):
+    """1,000 maps leave it within float64's rounding of the mean; what is read is that in float32."""
+    exact_mean.storage_dtype, exact_mean.merge = torch.float64, merged_mean
+    options = {"fusion": exact_mean, "gate": None}
+
+    def build(name: str) -> AttentionAccumulator:
+        path = tmp_path / name if where == "file" else None
+        return AttentionAccumulator(torch.ones(3, 2), (4, 4), path=path, resume=path is not None, **options)
+
+    both, seen = [build("first"), build("second")], []
+    for step in range(60):
+        seen.append(random(3, 2, 4, 4, seed=step).float())
+        both[step % 4 == 0].update([0, 1, 2], seen[-1], views=views, normalization=None)
+    merged = both[0].merge(both[1])
+    kept = merged.state_dict()["maps"]
+    assert merged.dtype == kept.dtype == torch.float64
+    expected = torch.stack(seen).double().mean(0)
+    at = [0, 2] if views else [0, 1, 2]  # those that are shown whole
+    assert_within(kept.view(3, 2, 4, 4)[at], expected[at], 60 * 2.0**-53)
+    assert torch.equal(merged[[0, 1, 2]], kept.view(3, 2, 4, 4).float())
+    merged.save(tmp_path / "saved")
+    for again in (AttentionAccumulator.load(tmp_path / "saved", **options), build("third")):
+        again.load_state_dict(merged.state_dict())
+        assert torch.equal(again.state_dict()["maps"], kept)
+        assert again.counts.max() == 60
+    if where == "file":
+        del merged, both
+        assert torch.equal(build("first").state_dict()["maps"], kept)
+
+
+@pytest.mark.parametrize("reduction", [None, "mean", "max", "latest"])
+def test_maps_in_float64_are_synchronized_in_it(reduction):
+    exact_mean.storage_dtype, exact_mean.merge, exact_mean.reduction = torch.float64, merged_mean, reduction
+    accumulator = AttentionAccumulator(torch.ones(3, 2), (4, 4), fusion=exact_mean, gate=None)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for step in range(7):
+            accumulator.update([0, 1, 2], random(3, 2, 4, 4, seed=step))
+        before = accumulator.state_dict()["maps"].clone()
+        kept = accumulator.synchronize().state_dict()["maps"]
+    finally:
+        dist.destroy_process_group()
+        del exact_mean.reduction
+    assert kept.dtype == torch.float64
+    assert_within(kept, before, 8 * 2.0**-53)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-50, 1e50, 1e300])
+def test_maps_of_float64_that_float32_cannot_hold_are_normalised_first(scale):
+    score_maps = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        AttentionAccumulator([[1]], (4, 4), gate=None, dtype=torch.float32).update([0], maps)
+        for maps in (score_maps * scale, score_maps)
+    )
+    assert found.accepted == 1
+    torch.testing.assert_close(found.attention(0), expected.attention(0))

@@ -182,7 +182,7 @@ def test_a_fusion_is_refused_for_what_it_says_of_itself_when_the_accumulator_is_
     def own(cumulative, attention, count):
         return torch.maximum(cumulative, attention)
 
-    for dtype in (torch.float64, torch.bfloat16, torch.int32, torch.bool, torch.complex64, "float32", 3):
+    for dtype in (torch.bfloat16, torch.int32, torch.bool, torch.complex64, "float32", 3):
         own.storage_dtype = dtype
         with pytest.raises((TypeError, ValueError), match="storage_dtype"):
             build(fusion=own)

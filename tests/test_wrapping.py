@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from oaa_lib import AttentionAccumulator, CAMHead, hybrid_loss, wrap_classifier
+from oaa_lib import AttentionAccumulator, CAMHead, CAMOutput, hybrid_loss, wrap_classifier
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -882,3 +883,41 @@ def test_families_of_timm(name, options, cells):
     model = timm_model(name, **options)
     out, _ = call_twice(model, (96, 128))
     assert out.score_maps.shape[-2:] == cells
+
+
+class Changing(nn.Module):
+    """A classifier with a layer that may go, and which may return score maps of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.extra: nn.Module | None = nn.Sequential(nn.Identity())
+        self.fc = nn.Linear(4, 2)
+        self.mode = torch.zeros(())  # neither flag, word nor function: no change of it is seen beforehand
+
+    def forward(self, images: torch.Tensor) -> Any:
+        maps = self.features(images)
+        pooled = maps.mean((-2, -1))
+        logits = self.fc(pooled if self.extra is None else self.extra(pooled))
+        return CAMOutput(logits, torch.zeros(len(images), 2, 1, 1)) if self.mode else logits
+
+
+def test_a_layer_that_was_removed_is_not_looked_for_again():
+    model, images = Changing(), torch.rand(2, 3, 8, 8)
+    wrapped = wrap_classifier(model)
+    before = wrapped(images)
+    del model.extra
+    model.extra = None
+    after = wrapped(images)
+    assert torch.equal(before.logits, after.logits)
+    torch.testing.assert_close(before.score_maps, after.score_maps)
+
+
+def test_score_maps_that_a_model_begins_to_return_are_its_own():
+    model, images = Changing(), torch.rand(2, 3, 8, 8)
+    wrapped = wrap_classifier(model)
+    assert wrapped(images).score_maps.shape == (2, 2, 6, 6)
+    model.mode += 1
+    assert wrapped(images).score_maps.shape == (2, 2, 1, 1)
+    model.mode -= 1
+    assert wrapped(images).score_maps.shape == (2, 2, 6, 6)

@@ -1,10 +1,11 @@
-"""How attention in [0, 1] is stored: in steps of 1/255, or as 16 or 32 bit floats."""
+"""How attention in [0, 1] is stored: in steps of 1/255, or as 16 or 32 bit floats; 64 bits if a fusion needs them."""
 
 import torch
 from torch import Tensor
 
 ROUNDING = 1e-4
 DTYPES = (torch.uint8, torch.float16, torch.float32)
+NEEDED = (*DTYPES, torch.float64)  # of a fusion's storage_dtype
 
 
 def encode(attention: Tensor, dtype: torch.dtype, *, in_place: bool = False) -> Tensor:
@@ -15,9 +16,9 @@ def encode(attention: Tensor, dtype: torch.dtype, *, in_place: bool = False) -> 
 
 
 def decode(stored: Tensor) -> Tensor:
-    """Stored maps to float32 in [0, 1]."""
+    """Stored maps to float32 in [0, 1]; float64 stays what it is."""
     if stored.dtype != torch.uint8:
-        return stored.float()
+        return stored if stored.dtype == torch.float64 else stored.float()
     return (stored if torch.get_default_dtype() == torch.float32 else stored.float()) / 255
 
 

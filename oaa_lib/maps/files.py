@@ -22,7 +22,7 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Shapes: TypeAlias = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-DTYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
+DTYPES = {"I64": np.int64, "I32": np.int32, "F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 1 << 20
 FOREIGN = (

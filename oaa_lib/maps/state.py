@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oaa_lib.arguments import shown
-from oaa_lib.maps.coding import DTYPES, ROUNDING
+from oaa_lib.maps.coding import NEEDED, ROUNDING
 from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
 from oaa_lib.maps.kept import MOST, Kept
 from oaa_lib.maps.layout import MapLayout
@@ -68,7 +68,7 @@ def read(state: Mapping[str, Any]) -> Owners:
     pixels = np.prod(layout.map_size, axis=-1, dtype=np.float64) * (1 if layout.size else counts)
     if pixels.max() > state["maps"].numel():
         raise ValueError("its maps are smaller than its map size")
-    if state["maps"].dtype not in DTYPES:
+    if state["maps"].dtype not in NEEDED:
         raise ValueError(f"its maps are {state['maps'].dtype}")
     return Owners(layout, str(state["fusion"]))
 
