@@ -465,7 +465,7 @@ def test_a_process_killed_at_any_moment_loses_at_most_the_batch_in_flight(kind, 
     path, log, scale = tmp_path / "maps", tmp_path / "maps.log", 12
     rng = random.Random(kind)
     expected, done = endless(kind, scale=scale), 0
-    for attempt in range(60):
+    for attempt in range(30):
         log.write_bytes(b"")
         forks.start(keep_updating, kind, path, scale, 0.0005 if attempt % 3 == 2 else 0)
         reports = rng.randrange(1, 3) if attempt % 3 else 0
@@ -608,7 +608,7 @@ def test_a_process_killed_while_it_makes_the_file_leaves_none_or_a_whole_one(for
 def test_a_save_killed_at_any_moment_leaves_the_old_file_or_the_new_one(forks, tmp_path):
     path, log = tmp_path / "saved", tmp_path / "saved.log"
     rng = random.Random(0)
-    for _ in range(60):
+    for _ in range(30):
         log.write_bytes(b"")
         forks.start(keep_saving, path)
         reports = 1 + rng.randrange(3)

@@ -13,7 +13,7 @@ from benchmarks import accumulation, data
 from benchmarks.__main__ import main
 from benchmarks.timing import Device
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> str:
