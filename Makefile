@@ -1,6 +1,6 @@
 # make demo: set up and run the main job on embedded images.  make test: set up and check everything but what needs the
 # heavy packages of others (transformers, lightning, grad-cam, torchcam, a browser), a C++ compiler or minutes (compiled
-# training steps, benchmarks).  make test-extras: set up and check that.
+# training steps, benchmarks, soak, a short campaign, a typed user program).  make test-extras: set up and check that.
 # make docs: set up, build the site into docs/_build/html, running the code of its pages, and check its links.
 PYTHON ?= python3
 BIN := .venv/bin
