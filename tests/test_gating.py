@@ -88,3 +88,10 @@ def test_the_class_of_a_gate_is_refused_in_favour_of_an_instance():
     with pytest.raises(TypeError, match="got the class Confident; pass an instance"):
         oaa_lib.AttentionAccumulator([[1]], (1, 1), gate=Confident)
     oaa_lib.AttentionAccumulator([[1]], (1, 1), gate=Confident())
+
+
+@pytest.mark.parametrize("gate", [oaa_lib.score_gate, oaa_lib.topk_gate])
+def test_a_batch_may_be_empty_but_not_the_classes(gate):
+    assert gate(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool)).shape == (0, 3)
+    with pytest.raises(ValueError, match="C at least 1"):
+        gate(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
