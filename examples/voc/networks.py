@@ -1,9 +1,9 @@
 """Backbones, and the attention networks made of them with the paper's head."""
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from trunks import efficientnet_lite_trunk, resnet_trunk, vgg16_trunk
 from weights import load_backbone, load_release_checkpoint, read_state
 
 from oaa_lib import CAMHead, CAMOutput
@@ -112,14 +112,45 @@ class EfficientNetLite0(AttentionNetwork):
 
     geometry = Geometry(stride=16, centred=True)
     mean = std = (0.5, 0.5, 0.5)
+    version, stages, frozen = "lite0", 7, 5  # stages: see `efficientnet_lite_trunk`
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.backbone = efficientnet_lite0_trunk()
+        self.backbone = efficientnet_lite_trunk(self.version, self.geometry.stride, self.stages, self.frozen)
         self.head = CAMHead(self.backbone.num_features, num_classes, hidden_channels=160)
         for layer in self.head.modules():  # N(0, 0.01), made for SGD at lr x 10, costs a short run its first epochs
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
+
+
+class EfficientNetLite0Stride8(EfficientNetLite0):
+    """With cells of half the side."""
+
+    geometry = Geometry(stride=8, centred=True)
+
+
+class EfficientNetLite0Short(EfficientNetLite0):
+    """Cut after the fifth of seven stages, so that each cell sees less of the image; the last two of these learn."""
+
+    stages, frozen = 5, 3
+
+
+class EfficientNetLite0Whole(EfficientNetLite0):
+    """All layers learn."""
+
+    frozen = 0
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1, deeper."""
+
+    version = "lite1"
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2, deeper and wider."""
+
+    version = "lite2"
 
 
 BACKBONES: dict[str, type[VGG16] | type[ResNet50] | type[EfficientNetLite0]] = {
@@ -127,6 +158,12 @@ BACKBONES: dict[str, type[VGG16] | type[ResNet50] | type[EfficientNetLite0]] = {
     "resnet50": ResNet50,
     "resnet101": ResNet101,
     "efficientnet_lite0": EfficientNetLite0,
+    # The variants of the study "when it pays"
+    "efficientnet_lite0_stride8": EfficientNetLite0Stride8,
+    "efficientnet_lite0_short": EfficientNetLite0Short,
+    "efficientnet_lite0_whole": EfficientNetLite0Whole,
+    "efficientnet_lite1": EfficientNetLite1,
+    "efficientnet_lite2": EfficientNetLite2,
 }
 
 
@@ -145,54 +182,3 @@ def build_network(backbone: str, num_classes: int, weights: str = "default") -> 
     elif weights != "none":
         load_backbone(backbone, network.backbone, weights)
     return network
-
-
-# Trunks: what the attention networks here and the segmentation networks of deeplab.py are built on
-
-
-def vgg16_trunk(*pools: tuple[int, int, int]) -> nn.Sequential:
-    """The convolutions of VGG-16, conv5_x dilated by 2; the parameters' names are torchvision's ``vgg16().features``.
-
-    Args:
-        pools: kernel, stride and padding of the max pool after each stage; four, or five with pool5.
-    """
-    layers: list[nn.Module] = []
-    channels = 3
-    for stage, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
-        dilation = 2 if stage == 4 else 1
-        for _ in range(depth):
-            layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
-            channels = width
-        layers += [nn.MaxPool2d(*pool) for pool in pools[stage : stage + 1]]
-    return nn.Sequential(*layers)
-
-
-def resnet_trunk(depth: int) -> nn.Sequential:
-    """The ResNet of torchvision up to layer4 at stride 8, under its names: layer3 dilated by 2, layer4 by 4.
-
-    Batch norm is frozen as in Caffe programs: besides its statistics, its scales and shifts are not trained either.
-    """
-    from torchvision.models import resnet50, resnet101
-
-    model = {50: resnet50, 101: resnet101}[depth](replace_stride_with_dilation=[False, True, True])
-    for stage, dilation in ((model.layer3, 2), (model.layer4, 4)):
-        for block in stage:  # torchvision leaves the first block of a stage at the dilation before it; DeepLab does not
-            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.requires_grad_(False)
-    kept = [(name, layer) for name, layer in model.named_children() if name not in ("avgpool", "fc")]
-    return nn.Sequential(OrderedDict(kept))
-
-
-def efficientnet_lite0_trunk() -> nn.Module:
-    """EfficientNet-Lite0 of timm, stride 16 with dilated last stages; its first eleven blocks stay as pretrained.
-
-    Small enough to train on a CPU in minutes, and its ImageNet weights come as a package.
-    """
-    import timm
-
-    trunk = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="", output_stride=16)
-    for layer in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:5]):  # of seven stages: 1 + 2 + 2 + 3 + 3 blocks
-        layer.requires_grad_(False)
-    return trunk

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,12 +32,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that load images (default: 2)")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+def add_training_arguments(parser: argparse.ArgumentParser, backbones: Iterable[str] = BACKBONES) -> None:
     """Options of the training stages beside those of the recipe."""
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of this stage's results; resumed if it exists")
     parser.add_argument("--split", help="list of the training images (default: trainaug if there is one, else train)")
-    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="default: vgg16, the paper's")
+    parser.add_argument("--backbone", choices=[*backbones], default="vgg16", help="default: vgg16, the paper's")
     parser.add_argument(
         "--weights", default="default", help="'default' (ImageNet), 'none', or a file (default: default)"
     )

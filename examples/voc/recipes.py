@@ -47,6 +47,8 @@ class Attention(Training):
     # [here] what a pair gets that no map was accepted for; the paper does not say, so such pairs are counted and told
     fill_empty: Literal["no", "last-epoch", "final-model"] = "no"
     normalization: Literal["max", "minmax"] = "max"  # [paper] Eq. 2, of a score map
+    # [paper] Eq. 1, global average; others, of what the study "when it pays" varies: see `pooled`
+    pooling: Literal["average", "max", "lse", "topk"] = "average"
     drop: Share = 0.0  # [paper] has none, [TPAMI] 0.5: share of images whose strongly attended pixels are hidden
     drop_above: Share = 0.6  # [TPAMI] attention, the latest that passed the gate, above which a pixel is hidden
 

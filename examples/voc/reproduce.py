@@ -22,6 +22,7 @@ from pathlib import Path
 
 from crf import pydensecrf
 from data import VOCFolder
+from deeplab import SEGMENTATION_NETWORKS
 from files import write_text
 from networks import BACKBONES
 from paper_tables import TABLES, make_table, markdown
@@ -53,9 +54,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--figure", type=int, choices=(1, 4, 5), nargs="+", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="default: paper")
-    parser.add_argument("--backbone", choices=BACKBONES, default="vgg16", help="of the segmentation network")
     parser.add_argument(
-        "--attention-backbone", choices=BACKBONES, help="of the classifier (default: vgg16 for a ResNet, else the same)"
+        "--backbone", choices=[*SEGMENTATION_NETWORKS], default="vgg16", help="of the segmentation network"
+    )
+    parser.add_argument(
+        "--attention-backbone",
+        choices=[*BACKBONES],
+        help="of the classifier (default: vgg16 for a ResNet, else the same)",
     )
     parser.add_argument("--weights", choices=("default", "none"), default="default", help="default: ImageNet's")
     parser.add_argument("--negatives", help="list of images that show no class, mixed into stages 1 and 2")

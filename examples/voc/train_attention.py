@@ -7,6 +7,7 @@ settings.json. Run it again with the same --out to go on after the last checkpoi
 """
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from training import Run
 from when_it_pays import expectation, signs
 
-from oaa_lib import AttentionAccumulator, attention_drop
+from oaa_lib import AttentionAccumulator, CAMOutput, attention_drop
 
 FUSIONS = ("max", "mean", "latest")  # the latest for the drop, and to see how attention wanders
 Accumulators = dict[str, AttentionAccumulator]
@@ -87,14 +88,31 @@ def learn(
         for part in batch:  # the images of one shape
             with run.autocast():
                 out = network(shown(part, accumulators["latest"], settings))  # Eq. 1
-            run.backward(binary_cross_entropy_with_logits(out.logits.float(), part.targets), part)
+            logits = pooled(out, settings.pooling)
+            run.backward(binary_cross_entropy_with_logits(logits, part.targets), part)
             if step < settings.warm_up:
                 continue
             for accumulator in accumulators.values():  # Eq. 2, the gate, and Eq. 4 with Eq. 5 or 10
                 with diagnosis.of(accumulator, part.names):
-                    accumulator.update(part.names, out.score_maps, out.logits, part.views, **how)
+                    accumulator.update(part.names, out.score_maps, logits, part.views, **how)
         watched.take(step + 1)
         run.step(optimizer, attention=diagnosis)
+
+
+def pooled(out: CAMOutput, pooling: str) -> Tensor:
+    """Logits (B, C) float32 of score maps: their average (Eq. 1), or another pooling of the field.
+
+    ``max``: Oquab et al., CVPR 2015. ``lse``: the log of the mean of exponentials, sharpness 5: Pinheiro and Collobert,
+    CVPR 2015. ``topk``: the mean of the highest fifth of the cells.
+    """
+    scores = out.score_maps.float().flatten(2)  # (B, C, cells)
+    if pooling == "max":
+        return scores.amax(2)
+    if pooling == "lse":
+        return (torch.logsumexp(5 * scores, 2) - math.log(scores.shape[2])) / 5
+    if pooling == "topk":
+        return scores.topk(max(scores.shape[2] // 5, 1), 2).values.mean(2)
+    return out.logits.float()
 
 
 def shown(part: Part, latest: AttentionAccumulator, settings: Attention) -> Tensor:
@@ -135,7 +153,7 @@ def fill_empty(
         for index in empty.any(1).nonzero().flatten().tolist():
             out = network(images[index].image[None].to(process.device))
             how = {"normalization": settings.normalization, "fill_empty": True}
-            accumulator.update([index], out.score_maps, out.logits, **how)
+            accumulator.update([index], out.score_maps, pooled(out, settings.pooling), **how)
         accumulator.gate = gate
 
 

@@ -99,7 +99,7 @@ def segmentation_loss(scores: Tensor, labels: Tensor, *, align_corners: bool) ->
 def main() -> None:
     """Parse the arguments, join the other processes, train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser)
+    add_training_arguments(parser, SEGMENTATION_NETWORKS)
     parser.add_argument("--labels", type=Path, required=True, help="folder of label images NAME.png")
     add_options(parser, "segmentation")
     arguments = parser.parse_args()

