@@ -9,8 +9,9 @@ import torch
 from compare import difference, read_counts
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
+from PIL import Image
+from signs import EMPTY, GROWN, LEVEL, Signs, expectation, from_json, signs, to_json
 from test_voc_pipeline import TINY, run, voc  # noqa: F401  (a fixture)
-from when_it_pays import EMPTY, GROWN, LEVEL, Signs, expectation, signs
 
 from oaa_lib import AttentionAccumulator
 
@@ -111,24 +112,55 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     train = ["--voc-root", voc, *TINY, "--iterations", 8, "--drop-at", 7, "--gate", "none", "--split", "train"]
     lines = run("train_attention.py", *train, "--out", tmp_path / "attention").splitlines()
     assert lines[-1].startswith("done: ")
-    found = signs(tmp_path / "attention")
-    assert expectation(found)[1] in lines
-    assert "similarity " in expectation(found)[1]
-    for source in ("cam", "cam_flip", "max"):
-        export = ["--voc-root", voc, "--run", tmp_path / "attention", "--source", source, "--split", "train"]
-        run("export_attention.py", *export, "--recipe", "small", "--out", tmp_path / "maps" / source)
-    options = ["--run", tmp_path, "--voc-root", voc, "--split", "train", "--score-classes", "background,green"]
-    text = run("when_it_pays.py", *options, "--json", tmp_path / "new" / "law.json")
-    result = json.loads((tmp_path / "new" / "law.json").read_text(), parse_constant=pytest.fail)[str(tmp_path)]
+    found_signs = signs(tmp_path / "attention")
+    assert expectation(found_signs)[1] in lines
+    assert "similarity " in expectation(found_signs)[1]
+    saliency = tmp_path / "saliency"
+    saliency.mkdir()
     data = VOCFolder(voc, "train")
+    for name in data.names:
+        Image.fromarray(np.uint8(255 * (data.mask(name) > 0))).save(saliency / f"{name}.png")
+    options = ["--run", tmp_path, "--voc-root", voc, "--split", "train", "--score-classes", "background,green"]
+    out = tmp_path / "new" / "law.json"
+    text = run("when_it_pays.py", *options, "--saliency", saliency, "--json", out, "--figure", tmp_path / "law.png")
+    result = json.loads(out.read_text(), parse_constant=pytest.fail)[str(tmp_path)]
     cam = evaluate_maps(data, tmp_path / "maps" / "cam", scored=[0, 2])
-    assert (result["cam_mean_iou"], result["recall"]) == (cam["mean_iou"], cam["foreground"]["recall"])
-    assert list(result["gains"]) == ["cam_flip - cam", "max - cam", "max - cam_flip"]
-    counts = [
-        read_counts(data, tmp_path / "maps" / source, [0, 2], are_labels=False, level=None)
-        for source in ("max", "cam_flip")
-    ]
-    assert result["gains"]["max - cam_flip"] == difference(*counts, [0, 2])
-    assert f"max - cam_flip {100 * result['gains']['max - cam_flip']['difference']:+.1f} (" in text
-    assert "Scores over background,green on 6 images of train." in text
-    assert result["growth"] == pytest.approx(found.growth)
+    scores = result["scores"]
+    assert (scores["constant"]["mean_iou"]["cam"], scores["cam"]) == (cam["mean_iou"], cam["foreground"])
+    pairs = ["cam_flip - cam", "cam_ms - cam", "cam_ms - cam_flip"]
+    pairs += [f"{method} - {control}" for method in ("mean", "max") for control in ("cam", "cam_flip", "cam_ms")]
+    for background, labels in (("constant", False), ("saliency", True)):
+        found = scores[background]["gains"]
+        assert list(found) == pairs
+        folders = [tmp_path / ("labels_saliency" if labels else "maps") / kind for kind in ("max", "cam_flip")]
+        counts = [read_counts(data, folder, [0, 2], are_labels=labels, level=None) for folder in folders]
+        assert found["max - cam_flip"] == difference(*counts, [0, 2])
+        low, high = found["max - cam_flip"]["interval"]
+        assert f"{100 * found['max - cam_flip']['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" in text
+    assert "Means over background,green on 6 images of train." in text
+    with Image.open(tmp_path / "law.png") as picture:
+        assert picture.size[0] > 500
+
+    # what is there stays, and a run may be put beside others
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
+    again = run("when_it_pays.py", "--run", tmp_path / "attention", "--beside", out, "--json", tmp_path / "both.json")
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert list(both) == [str(tmp_path), str(tmp_path / "attention")]
+    assert both[str(tmp_path)] == result
+    assert both[str(tmp_path / "attention")] == {"signs": to_json(found_signs)}
+    assert again.count("| no |") + again.count("| may pay |") == 2
+
+
+def test_numbers_survive_json():
+    found = dataclasses.replace(STEADY, similarity=[np.nan, 0.5], growth=np.nan)
+    written = json.dumps(to_json(found), allow_nan=False)
+    assert repr(from_json(json.loads(written))) == repr(found)
+
+
+def test_another_json_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text('{"runs/seed0": {"signs": {"epochs": [1]}}}')
+    assert "expected a file of an earlier --json" in run(
+        "when_it_pays.py", "--beside", tmp_path / "other.json", expect=1
+    )
+    assert "--run" in run("when_it_pays.py", expect=2)

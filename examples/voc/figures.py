@@ -8,6 +8,7 @@ import torch
 from data import VOCFolder, read_label
 from maps import read_map
 from networks import BACKBONES
+from signs import from_json
 from torch import Tensor
 from torch.nn import functional as F
 from training import finished
@@ -95,6 +96,46 @@ def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> Tenso
     """A map (h, w) uint8 of the network's cells at the photograph's size, in [0, 1]."""
     cells = cells[None, None].float() / 255
     return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0]
+
+
+GAINED = (("max - cam", "over the CAM"), ("max - cam_flip", "over the flip-averaged CAM"))
+
+
+def gains(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """What the maximum gains, with a constant background, against each number that might tell it.
+
+    Args:
+        results: of when_it_pays.py, by run; those without masks are left out.
+        path: the picture.
+    """
+    from matplotlib.figure import Figure
+
+    scored = {name: found for name, found in results.items() if "scores" in found}
+    if not scored:
+        raise SystemExit("no run has scores to draw: give --voc-root with masks")
+    known = [from_json(found["signs"]) for found in scored.values()]
+    numbers: dict[str, list[float]] = {
+        "recall of the CAM in % (needs masks)": [100 * found["scores"]["cam"]["recall"] for found in scored.values()],
+        "area growth from the latest maps to max": [each.growth for each in known],
+        "similarity of consecutive maps at the end": [each.last_similarity for each in known],
+        "gate pass rate at the end": [each.pass_rate[-1] for each in known],
+        "accepted maps a pair": [each.maps_a_pair for each in known],
+        "pairs without any map in %": [100 * each.empty / each.pairs for each in known],
+    }
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    for axis, (label, values) in zip(figure.subplots(2, 3, sharey=True).flat, numbers.items(), strict=True):
+        for pair, title in GAINED:
+            gain = [found["scores"]["constant"]["gains"][pair] for found in scored.values()]
+            middle = 100 * np.array([each["difference"] for each in gain])
+            ends = 100 * np.array([each["interval"] for each in gain]).T
+            axis.errorbar(values, middle, np.abs(ends - middle), fmt="o", markersize=4, linewidth=1, label=title)
+        for name, value, height in zip(scored, values, middle, strict=True):
+            axis.annotate(Path(name).name, (value, height), (4, 3), textcoords="offset points", fontsize=7)
+        axis.axhline(0, color="grey", linewidth=1)
+        axis.set_xlabel(label)
+    figure.supylabel("gain of the maximum in points of mIoU, 95 % interval")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=110)
 
 
 def curves(results: dict[str, dict[str, Any]], path: Path) -> None:

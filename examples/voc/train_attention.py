@@ -20,13 +20,13 @@ from options import add_options, add_training_arguments, resolve, training_split
 from processes import Process, join
 from recipes import Attention
 from samples import AttentionImages, Sample
+from signs import expectation, signs
 from stream import Part
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from training import Run
-from when_it_pays import expectation, signs
 
 from oaa_lib import AttentionAccumulator, CAMOutput, attention_drop
 

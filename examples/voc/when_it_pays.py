@@ -1,176 +1,186 @@
 """Does accumulation pay for this classifier? What a finished stage 1 tells without masks, and what masks say to it.
 
-    python examples/voc/when_it_pays.py --run runs/voc/seed0 runs/other/seed0 --voc-root VOC --score-classes ...
+    python examples/voc/when_it_pays.py --run runs/voc/seed0 runs/other/seed0
+    python examples/voc/when_it_pays.py --run runs/voc/seed0 --voc-root VOC --saliency SALIENCY --beside study.json
 
 --run takes folders of train_attention.py, or those of a seed of reproduce.py, and prints one row for each: the gate's
-pass rate and the similarity of consecutive maps, epoch by epoch; how many maps a pair has accepted; the pairs that
-never accumulated; and by how much the area of the cumulative map exceeds that of the last single map. With --voc-root
-the maps that are there (maps/cam, maps/cam_flip, maps/cam_ms, maps/mean, maps/max, maps/hybrid) are scored, too:
-precision and recall of the CAM, and what each of the others gains over it and over its averages, with 95 % intervals
-(compare.py).
+pass rate and the similarity of consecutive maps at the end; how many maps a pair has accepted; the pairs that never
+accumulated; and by how much the area of the cumulative map exceeds that of the last single map.
 
-The rule at the end of each row is provisional; see the constants below.
+With --voc-root the run's maps are scored, too: precision, recall and area of the CAM, and what accumulation gains over
+it and over its averages, with 95 % intervals (compare.py), with a constant background and with --saliency. Maps and
+labels that are not there yet are made first: maps/cam, cam_flip, cam_ms, mean, max, and hybrid where there is a folder
+hybrid of train_integral.py.
+
+--beside puts the runs of an earlier --json into the same table and the same --figure.
 """
 
 import argparse
-import csv
-import dataclasses
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from compare import difference, read_counts
+from bound import label_image
+from compare import difference, mean_iou, read_counts
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
-from files import ends_with, write_text
-from scores import add_score_classes, chosen_classes, over, plain
-from texts import read_lines
-from training import OTHER_RUN, finished
-
-from oaa_lib import AttentionAccumulator
-
-# PROVISIONAL: the rule rests on three classifiers. Of the quickstart's drawn images, where the maximum gains 15 and 21
-# points over the CAM, the area grew 2.5 and 3.5 times (seeds 0 and 1); of VOC 2007, where it gains nothing, 1.5 times.
-# The similarity of consecutive maps is no part of it: at the end it is 0.98 on the drawn images and 0.91 on VOC 2007.
-GROWN = 2.0  # times the area of a single map, above which the cumulative map has something to complete
-EMPTY = 0.1  # share of pairs without any map, above which these decide
-LEVEL = 0.5  # attention from which a cell belongs to the area of a map
+from files import ends_with, read_json, write_text
+from maps import map_files
+from scores import add_score_classes, chosen_classes, names_of
+from seeds import launch
+from signs import expectation, from_json, signs, to_json
 
 CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", "hybrid")
+# 1 - saliency as the background, attention from 0.3 on as the foreground, nothing ignored: a label for every pixel
+SALIENCY_RULE = "--background saliency --foreground-threshold 0.3 --conflict-threshold 1 --uncertain-saliency 1"
+SALIENCY_RULE += " --strong-attention 1 --min-foreground 0"
+Result = dict[str, Any]
+WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # what other JSON raises
 
 
-@dataclass(frozen=True)
-class Signs:
-    """What is known of a run without masks.
+class Scored:
+    """A run's maps and labels on images with masks.
 
-    Attributes:
-        epochs: at which the next two were logged.
-        pass_rate: of the gate, since the row before; in [0, 1].
-        similarity: of the maps that pairs accepted to those before, since the row before (cosine; NaN: there was none).
-        pairs: how many there are.
-        empty: of these, how many never accumulated.
-        maps_a_pair: how many maps a pair has accepted, on average.
-        growth: area of the cumulative maps (max) over that of the latest ones, all pairs together; NaN without maps.
+    Args:
+        run: the folder.
+        arguments: of this script.
     """
 
-    epochs: list[float]
-    pass_rate: list[float]
-    similarity: list[float]
-    pairs: int
-    empty: int
-    maps_a_pair: float
-    growth: float
+    def __init__(self, run: Path, arguments: argparse.Namespace) -> None:
+        self.run, self.arguments = run, arguments
+        self.data = VOCFolder(arguments.voc_root, arguments.split)
+        self.scored = chosen_classes(arguments.score_classes, self.data.classes)
+        self.kinds = [kind for kind in CONTROLS + METHODS if kind != "hybrid" or (run / "hybrid").is_dir()]
 
+    def __call__(self) -> Result:
+        """Coverage of the CAM at its best thresholds; mIoU of all maps and labels; what each gains over the others."""
+        maps = {kind: self.maps(kind) for kind in self.kinds}
+        cam = evaluate_maps(self.data, maps["cam"], scored=self.scored)
+        found = {"cam": cam["foreground"], "constant": self.gains(maps, are_labels=False)}
+        if self.arguments.saliency:
+            labels = {kind: self.labels(kind, folder) for kind, folder in maps.items()}
+            found["saliency"] = self.gains(labels, are_labels=True)
+        chosen = names_of(self.scored, self.data.classes)
+        return found | {"split": self.data.split, "images": len(self.data), "score_classes": chosen}
 
-def signs(run: Path) -> Signs:
-    """Those of a folder of train_attention.py that has run to its end."""
-    _, state = finished(run)
-    with ends_with(f"{run}", OTHER_RUN, ValueError, KeyError):
-        maximum = AttentionAccumulator.load(run / "max.safetensors")
-        latest = AttentionAccumulator(maximum.pairs, maximum.map_size, fusion="latest")
-        latest.load_state_dict(state["latest"])
-    log = list(csv.DictReader(read_lines(run / "log.csv")))
-    columns = ("epoch", "gate_pass_rate", "similarity")
-    if not log or any(log[0].get(column) is None for column in columns):
-        raise SystemExit(f"{run}/log.csv is not one of train_attention.py: expected the columns {', '.join(columns)}")
-    epochs, pass_rate, similarity = ([float(row[column]) for row in log] for column in columns)
-    pairs, empty = maximum.pairs.num_pairs, int(maximum.statistics().never_accumulated.sum())
-    return Signs(epochs, pass_rate, similarity, pairs, empty, maximum.accepted / pairs, growth(maximum, latest))
+    def gains(self, folders: dict[str, Path], *, are_labels: bool) -> Result:
+        """Mean IoU of each folder, and the differences to the controls before it."""
+        counts = {
+            kind: read_counts(self.data, folder, self.scored, are_labels=are_labels, level=None)
+            for kind, folder in folders.items()
+        }
+        return {
+            "mean_iou": {kind: mean_iou(each.sum(0), self.scored).item() for kind, each in counts.items()},
+            "gains": {
+                f"{kind} - {control}": difference(counts[kind], counts[control], self.scored)
+                for number, kind in enumerate(counts)
+                for control in list(counts)[:number]
+                if control in CONTROLS
+            },
+        }
 
+    def maps(self, kind: str) -> Path:
+        """The folder of maps, which is made if it is not there."""
+        out = self.run / "maps" / kind
+        source, stage = ("integral", "hybrid") if kind == "hybrid" else (kind, "attention")
+        trained = self.run / stage if (self.run / stage).is_dir() else self.run
+        self._make(
+            "export_attention.py",
+            out,
+            ["--run", trained, "--source", source, "--workers", 0],
+            partial(map_files, self.data),
+        )
+        return out
 
-def growth(maximum: AttentionAccumulator, latest: AttentionAccumulator) -> float:
-    """Cells from `LEVEL` on: of the cumulative maps, over those of the latest ones."""
-    areas = torch.zeros(2)
-    for image in range(len(maximum)):
-        for number, accumulator in enumerate((maximum, latest)):
-            areas[number] += (accumulator.attention(image) >= LEVEL).sum()
-    return (areas[0] / areas[1]).item()
+    def labels(self, kind: str, maps: Path) -> Path:
+        """The folder of labels by saliency, which is made if it is not there."""
+        out = self.run / "labels_saliency" / kind
+        rule = ["--maps", maps, "--saliency", self.arguments.saliency, *SALIENCY_RULE.split()]
+        self._make("make_pseudo_labels.py", out, rule, label_image)
+        return out
 
-
-def expectation(found: Signs) -> tuple[bool, str]:
-    """Whether accumulation may pay by the provisional rule, and that in one line, for the end of stage 1."""
-    share_empty = found.empty / found.pairs
-    known = [each for each in zip(found.similarity, found.epochs, strict=True) if not math.isnan(each[0])]
-    if not known:
-        return False, "no pair has accepted two maps: there is nothing to accumulate yet; train longer"
-    similarity, epoch = known[-1]
-    told = f"similarity {similarity:.2f} after epoch {epoch:.0f}, area grew {found.growth:.1f} times"
-    if share_empty > EMPTY:
-        told += f", {share_empty:.0%} of the pairs hold nothing"
-    pays = found.growth > GROWN and share_empty <= EMPTY
-    says = "may beat" if pays else "is not expected to beat"
-    return pays, f"{told}: accumulation {says} the flip-averaged CAM (a provisional rule, see when_it_pays.py)"
-
-
-def with_masks(run: Path, data: VOCFolder, scored: Sequence[int]) -> dict[str, Any]:
-    """Coverage of the CAM at its best thresholds, and what the other maps of a run gain over the controls."""
-    folders = {name: run / "maps" / name for name in CONTROLS + METHODS if (run / "maps" / name).is_dir()}
-    if "cam" not in folders:
-        return {}
-    cam = evaluate_maps(data, folders["cam"], scored=scored)
-    counts = {name: read_counts(data, folder, scored, are_labels=False, level=None) for name, folder in folders.items()}
-    gains = {
-        f"{name} - {control}": difference(counts[name], counts[control], scored)
-        for control in CONTROLS
-        for name in counts
-        if control in counts and name != control and (name in METHODS or control == "cam")
-    }
-    return {"cam_mean_iou": cam["mean_iou"], **cam["foreground"], "gains": gains}
-
-
-def row_of(name: str, found: Signs, masks: dict[str, Any]) -> str:
-    """One row of the table."""
-
-    def series(values: Sequence[float]) -> str:
-        return " ".join(f"{value:.2f}" for value in values)
-
-    cells = [name, series(found.pass_rate), series(found.similarity), f"{found.maps_a_pair:.1f}"]
-    cells += [f"{found.empty} of {found.pairs}", f"{found.growth:.2f}"]
-    for key in ("cam_mean_iou", "precision", "recall"):
-        cells.append("-" if masks.get(key) is None else f"{100 * masks[key]:.1f}")
-    told = [
-        f"{pair} {100 * gain['difference']:+.1f} ({100 * gain['interval'][0]:+.1f} to {100 * gain['interval'][1]:+.1f})"
-        for pair, gain in masks.get("gains", {}).items()
-    ]
-    return f"| {' | '.join([*cells, '; '.join(told) or '-', 'may pay' if expectation(found)[0] else 'no'])} |"
+    def _make(self, script: str, out: Path, options: list[Any], files: Callable[[str], Iterable[str]]) -> None:
+        if all((out / file).exists() for name in self.data.names for file in files(name)):
+            return
+        where = ["--voc-root", self.arguments.voc_root, "--split", self.data.split, "--recipe", "small"]
+        launch(script, [str(option) for option in (*where, *options, "--out", out)], 1)
 
 
 HEAD = ("run", "gate pass rate", "similarity", "maps a pair", "pairs without", "area growth", "CAM mIoU", "precision")
-HEAD += ("recall", "gains in mIoU (95 % interval)", "rule")
+HEAD += ("recall", "area", "max - CAM", "max - flip", "mean - flip", "with saliency: max - flip", "rule")
+COLUMNS = (("constant", "max - cam"), ("constant", "max - cam_flip"), ("constant", "mean - cam_flip"))
+COLUMNS += (("saliency", "max - cam_flip"),)
+
+
+def row_of(name: str, found: Result) -> str:
+    """One row of the table, of the numbers of one run."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    known, scores = from_json(found["signs"]), found.get("scores", {})
+    cells = [name, f"{known.pass_rate[-1]:.2f}", f"{known.last_similarity:.2f}", f"{known.maps_a_pair:.1f}"]
+    cells += [f"{known.empty} of {known.pairs}", f"{known.growth:.2f}"]
+    cam = scores.get("cam", {})
+    cells.append(percent(scores["constant"]["mean_iou"]["cam"] if scores else None))
+    cells += [percent(cam.get(key)) for key in ("precision", "recall")]
+    cells.append(f"{cam['recall'] / cam['precision']:.2f}" if cam.get("precision") else "-")
+    for background, pair in COLUMNS:
+        gain = scores.get(background, {}).get("gains", {}).get(pair)
+        low, high = gain["interval"] if gain else (0, 0)
+        cells.append(f"{100 * gain['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if gain else "-")
+    return f"| {' | '.join([*cells, 'may pay' if expectation(known)[0] else 'no'])} |"
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True, help="of train_attention.py, or seedN")
-    parser.add_argument("--voc-root", type=Path, help="also score the runs' maps: folder with JPEGImages, ...")
-    parser.add_argument("--split", default="train", help="list of the images with masks (default: train)")
-    add_score_classes(parser)
-    parser.add_argument("--json", type=Path, help="also write all numbers here")
-    arguments = parser.parse_args()
-    data = VOCFolder(arguments.voc_root, arguments.split) if arguments.voc_root else None
-    scored = chosen_classes(arguments.score_classes, data.classes) if data else []
-    results, rows = {}, []
+    arguments = parse_arguments()
+    results: dict[str, Result] = read_json(arguments.beside) if arguments.beside else {}
     for run in arguments.run:
         found = signs(run / "attention" if (run / "attention").is_dir() else run)
-        masks = with_masks(run, data, scored) if data else {}
-        rows.append(row_of(str(run), found, masks))
-        numbers = dataclasses.asdict(found)
-        numbers["similarity"] = plain(torch.tensor(found.similarity, dtype=torch.float64))
-        numbers["growth"] = plain(torch.tensor([found.growth], dtype=torch.float64))[0]
-        results[str(run)] = numbers | masks | {"may_pay": expectation(found)[0]}
-        print(f"{run}: {expectation(found)[1]}")
+        print(f"{run}: {expectation(found)[1]}", flush=True)
+        scores = {"scores": Scored(run, arguments)()} if arguments.voc_root else {}
+        results[str(run)] = {"signs": to_json(found)} | scores
+    with ends_with(f"--beside {arguments.beside}", "expected a file of an earlier --json", *WRONG_FORM):
+        rows = [row_of(name, found) for name, found in results.items()]
     print("\n".join(["", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|", *rows]))
-    if data:
-        print(f"\nScores{over(scored, data.classes)} on {len(data)} images of {data.split}.")
+    for told in dict.fromkeys(scored_on(found["scores"]) for found in results.values() if "scores" in found):
+        print(f"\n{told}")
     if arguments.json:
         with ends_with(f"--json {arguments.json}", "the table is above"):
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             write_text(arguments.json, json.dumps(results, indent=1))
+    if arguments.figure:
+        import figures
+
+        with ends_with(f"--figure {arguments.figure}", "the table is above"):
+            figures.gains(results, arguments.figure)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, nargs="+", default=[], help="of train_attention.py, or seedN")
+    parser.add_argument("--voc-root", type=Path, help="also score the runs' maps: folder with JPEGImages, ...")
+    parser.add_argument("--split", default="train", help="list of the images with masks (default: train)")
+    parser.add_argument("--saliency", type=Path, help="also score labels by these 8-bit maps NAME.png")
+    add_score_classes(parser)
+    parser.add_argument("--beside", type=Path, help="runs of an earlier --json, for the same table and figure")
+    parser.add_argument("--json", type=Path, help="also write all numbers here")
+    parser.add_argument("--figure", type=Path, help="also draw the gains over each of the other numbers here (.png)")
+    arguments = parser.parse_args()
+    if not arguments.run and not arguments.beside:
+        parser.error("expected folders of stage 1 (--run), or the numbers of an earlier --json (--beside)")
+    if arguments.saliency and not (arguments.voc_root and arguments.saliency.is_dir()):
+        parser.error(f"--saliency {arguments.saliency}: expected a folder, and --voc-root with the masks to score on")
+    return arguments
+
+
+def scored_on(scores: Result) -> str:
+    """A line under the table."""
+    return f"Means over {','.join(scores['score_classes'])} on {scores['images']} images of {scores['split']}."
 
 
 if __name__ == "__main__":
