@@ -128,6 +128,45 @@ def test_labels_that_ignore_all_have_no_score_beside_others_that_have(root):
     assert "no score on train" in text
 
 
+def test_saliency_of_other_images_makes_no_labels(root):
+    (root / "saliency").mkdir()
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / "saliency/other.png")
+    options = ["--voc-root", root, "--maps", root / "maps", "--out", root / "new", "--saliency", root / "saliency"]
+    text = run("make_pseudo_labels.py", *options, expect=1)
+    assert "has a map of none of the 4 images of train, such as a.png" in text
+    assert not (root / "new").exists()
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(root / "saliency/a.png")
+    text = run("make_pseudo_labels.py", *options, "--uncertain-saliency", 1.01, expect=1)
+    assert text == "--uncertain-saliency: expected a value in [0, 1], got 1.01"
+    assert not (root / "new").exists()
+    text = run("make_pseudo_labels.py", *options)
+    assert "3 images have no saliency map and got no label" in text
+    assert [path.name for path in (root / "new").glob("*.png")] == ["a.png"]
+
+
+def test_methods_are_drawn_on_images_that_have_masks(root, monkeypatch, tmp_path):
+    import figures
+
+    shown = []
+    monkeypatch.setattr(figures, "contact_sheet", lambda rows, titles, notes: shown.append((rows, notes)) or Figure())
+    (tmp_path / "run").mkdir()
+    settings = {"recipe": {"iterations": 1}, "arguments": {"backbone": "none"}, "data": {"classes": ["cat", "dog"]}}
+    (tmp_path / "run/settings.json").write_text(json.dumps(settings))
+    state = {"step": 1, "network": {}, "snapshots": {"latest": {"a": [], "d": []}}}
+    torch.save(state, tmp_path / "run/checkpoint.pt")
+    (root / "SegmentationClass/a.png").unlink()
+    draw = [VOCFolder(root, "train"), tmp_path / "run", {"CAM": root / "maps"}, root / "labels", tmp_path / "f.jpg"]
+    figures.comparison(*draw)
+    ((rows, notes),) = shown
+    assert notes == ["cat", "dog"]  # b and c: a, which is watched, has no mask
+    for row, name in zip(rows, "bc", strict=True):
+        assert torch.equal(row[-1], draw[0].mask(name))
+    for name in "bcd":
+        (root / f"SegmentationClass/{name}.png").unlink()
+    with pytest.raises(SystemExit, match="no image of train has a mask"):
+        figures.comparison(*draw)
+
+
 def test_an_ignored_image_has_no_place_among_the_figures(root, monkeypatch, tmp_path):
     import figures
 

@@ -20,6 +20,7 @@ import train_segmentation
 import training
 from deeplab import build_segmentation_network
 from diagnosis import Diagnosis, Wandering
+from log import Log
 from networks import Network, build_network
 from optimization import make_optimizer, rate
 from options import replace_checked
@@ -132,6 +133,23 @@ def test_logits_are_pooled_as_loops_pool_them(shape):
         torch.testing.assert_close(train_attention.pooled(out, pooling), expected)
     huge = CAMOutput(maps.mean((2, 3)) * 1e4, maps * 1e4)
     assert train_attention.pooled(huge, "lse").isfinite().all()
+
+
+def test_a_row_of_the_log_is_the_mean_of_all_that_its_steps_noted(tmp_path):
+    log = Log(tmp_path / "log.csv", 10)
+    log.note(loss=torch.tensor(1.0), share=torch.tensor([0.5, 0.25, 0.0]))
+    log.note(loss=3, share=torch.tensor([1.0]))
+    log.note(loss=torch.tensor(5.0), share=torch.zeros(0))  # a step with nothing but negatives, at the end
+    row = log.row(3)
+    assert (row["loss"], row["share"]) == (3, 1.75 / 4)
+    log.write(row)
+    log.note(loss=torch.tensor(math.nan), share=torch.zeros(0))
+    row = log.row(4)
+    log.write(row)
+    assert math.isnan(row["loss"])  # a loss that has diverged stays visible
+    head, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert [len(each.split(",")) for each in rows] == 2 * [len(head.split(","))]
+    assert rows[1].split(",")[head.split(",").index("share")] == "nan"
 
 
 precisions = pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
@@ -307,7 +325,7 @@ def test_stage_2(without_gpu, tmp_path, backbone, loss, amp, record_property):
         def step(optimizer):
             train_integral.learn(run, None, network, optimizer, kept)
             share = run.log.noted[-1]["share_constrained"]
-            assert (share.device.type, share.shape) == ("cpu", ())
+            assert (share.device.type, share.ndim) == ("cpu", 1)
             return run.log.noted[-1]["loss"]
 
         told = ("integral", loss, backbone, "bfloat16" if amp else "float32")

@@ -42,12 +42,18 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
 
     Args:
         data: the training images.
-        run: folder of train_attention.py; its watched images are drawn, each with its first class.
+        run: folder of train_attention.py; its watched images are drawn, each with its first class; where these have no
+            masks, other images that have, at even distances.
         maps: folders of attention maps, by title.
         labels: folder of proxy labels.
         out: the picture.
     """
     names = list(finished(run)[1]["snapshots"]["latest"])
+    if not all(data.has_mask(name) for name in names):
+        known = [name for name in data.names if data.has_mask(name) and data.class_ids(name)]
+        if not known:
+            raise SystemExit(f"no image of {data.split} has a mask: there is no truth to draw")
+        names = known[:: max(len(known) // max(len(names), 1), 1)][: len(names)]
     rows = []
     for name in names:
         photograph, shown = np.asarray(data.photograph(name)), data.class_ids(name)[0]

@@ -27,7 +27,10 @@ class Log:
         self._started = time.perf_counter()
 
     def note(self, **values: Any) -> None:
-        """Tensors and numbers of one step, which are averaged; a function is called once for each row."""
+        """Numbers of one step, and tensors of any of them, which are averaged; a function is called once for each row.
+
+        A tensor may be empty where a step has nothing to say; NaN stands in a row that all of its steps left empty.
+        """
         self.noted.append(values)
 
     def row(self, step: int) -> dict[str, Any]:
@@ -37,8 +40,8 @@ class Log:
             if callable(last):
                 row |= last()
             else:
-                series = [torch.as_tensor(values[name], dtype=torch.float32) for values in self.noted if name in values]
-                row[name] = torch.stack(series).mean().item()
+                series = [torch.as_tensor(values[name], dtype=torch.float32).flatten() for values in self.noted]
+                row[name] = torch.cat(series).mean().item()
         row["seconds"] = time.perf_counter() - self._started
         self._started, self.noted = time.perf_counter(), []
         return row

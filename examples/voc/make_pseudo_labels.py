@@ -34,6 +34,11 @@ def main() -> None:
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
     out = Bound(arguments.out, {"maps": arguments.maps, **dataclasses.asdict(settings)})
     todo = out.todo(folder.names)
+    if arguments.saliency is not None and not any(png(arguments.saliency, name).exists() for name in folder.names):
+        raise SystemExit(
+            f"--saliency {arguments.saliency} has a map of none of the {len(folder)} images of {folder.split}, such as "
+            f"{folder.names[0]}.png; are these maps of other images?"
+        )
     sizes = {name: size_of(name, folder, arguments.saliency) for name in todo}
     places = {"maps": arguments.maps, "saliency": arguments.saliency, "out": arguments.out}
     call = partial(make_label, folder=folder, sizes=sizes, settings=settings, **places)

@@ -76,7 +76,7 @@ class Labels:
     background_level: float = 0.0  # the constant of threshold, the alpha of power; not used with saliency
     foreground_threshold: Share = 0.3  # [release]
     conflict_threshold: Share = 0.9  # [release]
-    uncertain_saliency: float = 32 / 255  # [release]
+    uncertain_saliency: Share = 32 / 255  # [release]
     strong_attention: Share = 0.8  # [release]
     min_foreground: Share = 0.01  # [release]
 

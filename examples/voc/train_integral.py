@@ -84,8 +84,7 @@ def learn(
             run.backward(loss, part, mean=settings.gradient == "mean")
             held_down = (soft_labels <= settings.threshold).float().mean((2, 3))  # N- of Eq. 8, share of the pixels
             constrained += [held_down[row, accumulator.classes(name)] for row, name in enumerate(part.names)]
-        shares = torch.cat(constrained)
-        run.step(optimizer, **({"share_constrained": shares.mean()} if len(shares) else {}))  # negatives show no class
+        run.step(optimizer, share_constrained=torch.cat(constrained))  # of the pairs; negatives have none
 
 
 def integral_loss(score_maps: Tensor, soft_labels: Tensor, settings: Integral) -> Tensor:
