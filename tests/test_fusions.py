@@ -11,7 +11,7 @@ import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from oaa_lib import AttentionAccumulator, testing
+from oaa_lib import AttentionAccumulator, View, testing
 from oaa_lib.fusion import (
     FUSIONS,
     ExponentialMovingAverage,
@@ -560,3 +560,77 @@ def test_fold_gives_a_fusion_what_the_accumulator_gives_it():
 def test_a_mix_of_two_devices_is_refused():
     with pytest.raises(ValueError, match="on one device, got cpu and meta"):
         harmonic_mix(torch.rand(2, 2), torch.rand(2, 2, device="meta"))
+
+
+WRONG_RESULTS = {
+    "nothing": (lambda maps: None, TypeError, "a tensor of real numbers, got"),
+    "a number": (lambda maps: 0.5, TypeError, "a tensor of real numbers, got"),
+    "an array": (lambda maps: maps.numpy(), TypeError, "a tensor of real numbers, got"),
+    "sparse": (lambda maps: maps.to_sparse(), TypeError, "a tensor of real numbers, got"),
+    "complex": (lambda maps: maps.to(torch.complex64), TypeError, "a tensor of real numbers, got"),
+    "too little": (lambda maps: maps[..., :-1], ValueError, "shape"),
+    "elsewhere": (lambda maps: maps.to("meta"), ValueError, "on cpu, got one on meta"),
+}
+
+
+class Spoilt(MaxFusion):
+    """The maximum, but for what it returns."""
+
+    def __init__(self, spoil, where):
+        self.spoil, self.where = spoil, where
+
+    def __call__(self, cumulative, attention, count):
+        fused = super().__call__(cumulative, attention, count)
+        return self.spoil(fused) if self.where == "the fusion" else fused
+
+    def merge(self, first, second, first_count, second_count):
+        merged = torch.maximum(first, second)
+        return self.spoil(merged) if self.where == "the fusion's merge" else merged
+
+
+@pytest.mark.parametrize("where", ["the fusion", "the fusion's merge"])
+@pytest.mark.parametrize("fault", WRONG_RESULTS)
+def test_what_a_users_fusion_returns_is_checked_before_anything_changes(where, fault):
+    spoil, error, message = WRONG_RESULTS[fault]
+    fusion = Spoilt(lambda maps: maps, where)  # at first all is well
+    accumulators = [AttentionAccumulator([[1, 0]], (2, 3), fusion=fusion, gate=None) for _ in range(2)]
+    for number, accumulator in enumerate(accumulators):
+        accumulator.update([0], torch.rand(1, 2, 2, 3, generator=torch.Generator().manual_seed(number)))
+    before = accumulators[0][[0]].clone()
+    fusion.spoil = spoil
+    first, second = accumulators
+    with pytest.raises(error, match=f"expected {where} to return .*{message}"):
+        first.update([0], torch.ones(1, 2, 2, 3)) if where == "the fusion" else first.merge(second)
+    assert torch.equal(accumulators[0][[0]], before)
+    assert accumulators[0].accepted == 1
+    fusion.spoil = lambda maps: maps
+    accumulators[0].merge(accumulators[1])  # and it can be used on
+    assert accumulators[0].accepted == 2
+
+
+def test_a_merge_may_leave_0_to_1_by_a_rounding_and_is_clamped():
+    class Rounded(MaxFusion):
+        storage_dtype = torch.float32
+
+        def merge(self, first, second, first_count, second_count):
+            return torch.tensor([[-1e-7, 1 + 1e-7]]).expand_as(first)
+
+    both = [AttentionAccumulator([[1]], (1, 2), fusion=Rounded(), gate=None) for _ in range(2)]
+    for accumulator in both:
+        accumulator.update([0], torch.ones(1, 1, 1, 2))
+    both[0].merge(both[1])
+    assert both[0][[0]].tolist() == [[[[0, 1]]]]
+
+
+def test_a_mean_of_ones_own_counts_each_pixel_whatever_it_claims():
+    class Mine(MeanFusion):
+        zero_is_neutral = True  # wrong: a pixel that was not seen would pull the average down
+
+    both = [AttentionAccumulator([[1]], (2, 4), fusion=fusion, gate=None) for fusion in ("mean", Mine())]
+    left = View(right=0.5)
+    for accumulator in both:
+        for _ in range(2):
+            accumulator.update([0], torch.ones(1, 1, 2, 2), views=[left], normalization=None)
+        accumulator.update([0], torch.full((1, 1, 2, 4), 0.5), normalization=None)
+    assert torch.equal(both[0][[0]], both[1][[0]])
+    assert both[1][[0]][0, 0, 0].tolist() == pytest.approx([2.5 / 3, 2.5 / 3, 0.5, 0.5])
