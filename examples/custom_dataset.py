@@ -89,8 +89,13 @@ def main() -> None:
     transform = v2.Compose([v2.RandomResizedCrop(arguments.size, (0.5, 1)), v2.RandomHorizontalFlip(), *to_tensor])
     loader = DataLoader(WithViews(pictures, transform), arguments.batch_size, shuffle=True)
 
-    model = get_model(arguments.model, weights=arguments.weights)
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    try:
+        model = get_model(arguments.model, weights=arguments.weights)
+        last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    except (ValueError, KeyError, IndexError) as error:  # no such model, no such weights, no linear layer to replace
+        parser.error(
+            f"expected --model with a linear last layer, and --weights, of torchvision: {arguments.model}: {error}"
+        )
     last.weight, last.bias = torch.nn.Linear(last.in_features, len(pictures.classes)).parameters()
     network = wrap_classifier(model.train())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)

@@ -95,6 +95,15 @@ def test_a_bad_table_is_told(run, photos, table, message):
         run("custom_dataset.py", "--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run")
 
 
+@pytest.mark.parametrize("options", [["--model", "nope"], ["--weights", "nope"], ["--model", "squeezenet1_0"]])
+def test_a_model_that_torchvision_has_not_is_told(run, photos, options, capsys):
+    where = ["--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run"]
+    with pytest.raises(SystemExit):
+        run("custom_dataset.py", *where, *options)
+    assert "expected --model with a linear last layer, and --weights, of torchvision" in capsys.readouterr().err
+    assert not (photos / "run").exists()
+
+
 def test_own_pictures_are_upright(run, photos):
     exif = Image.Exif()
     exif[0x0112] = 6

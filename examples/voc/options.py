@@ -44,9 +44,16 @@ def add_training_arguments(parser: argparse.ArgumentParser, backbones: Iterable[
     parser.add_argument(
         "--amp", action="store_true", help="forward pass in bfloat16: other rounding, faster where the hardware has it"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the new layers, the order, and what is drawn")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the new layers, the order, and what is drawn")
     parser.add_argument("--log-every", type=int, help="iterations (default: once in a pass over the images)")
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="iterations (default: 1000)")
+
+
+def seed_number(text: str) -> int:
+    """A seed; a step's random numbers start from 2^40 times it, and torch's seeds end at 2^64."""
+    if not 0 <= int(text) < 2**23:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**23 - 1}, got {text}")
+    return int(text)
 
 
 def add_part_argument(parser: argparse.ArgumentParser) -> None:

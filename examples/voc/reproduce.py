@@ -25,6 +25,7 @@ from data import VOCFolder
 from deeplab import SEGMENTATION_NETWORKS
 from files import write_text
 from networks import BACKBONES
+from options import seed_number
 from paper_tables import TABLES, make_table, markdown
 from recipes import RECIPES
 from scores import add_score_classes
@@ -52,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of all results; what is done there is skipped")
     parser.add_argument("--table", type=int, choices=TABLES, nargs="+", default=[])
     parser.add_argument("--figure", type=int, choices=(1, 4, 5), nargs="+", default=[])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="default: paper")
     parser.add_argument(
         "--backbone", choices=[*SEGMENTATION_NETWORKS], default="vgg16", help="of the segmentation network"
