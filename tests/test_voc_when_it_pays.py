@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from compare import difference, read_counts
-from data import VOCFolder
+from data import VOCFolder, read_label, write_label
 from evaluate_cues import evaluate_maps
 from PIL import Image
 from signs import EMPTY, GROWN, LEVEL, Signs, expectation, from_json, signs, to_json
@@ -129,17 +129,31 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     assert (scores["constant"]["mean_iou"]["cam"], scores["cam"]) == (cam["mean_iou"], cam["foreground"])
     pairs = ["cam_flip - cam", "cam_ms - cam", "cam_ms - cam_flip"]
     pairs += [f"{method} - {control}" for method in ("mean", "max") for control in ("cam", "cam_flip", "cam_ms")]
-    for background, labels in (("constant", False), ("saliency", True)):
-        found = scores[background]["gains"]
-        assert list(found) == pairs
-        folders = [tmp_path / ("labels_saliency" if labels else "maps") / kind for kind in ("max", "cam_flip")]
-        counts = [read_counts(data, folder, [0, 2], are_labels=labels, level=None) for folder in folders]
-        assert found["max - cam_flip"] == difference(*counts, [0, 2])
-        low, high = found["max - cam_flip"]["interval"]
-        assert f"{100 * found['max - cam_flip']['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" in text
+    rule = ["--background", "saliency", "--foreground-threshold", 0.3, "--conflict-threshold", 1]
+    rule += ["--uncertain-saliency", 1, "--strong-attention", 1, "--min-foreground", 0, "--saliency", saliency]
+    found = {"constant": [], "saliency": []}
+    for kind in ("max", "cam_flip"):
+        maps, labels = tmp_path / "maps" / kind, tmp_path / "labels" / kind
+        found["constant"].append(read_counts(data, maps, [0, 2], are_labels=False, level=None))
+        make = ["--voc-root", voc, "--split", "train", "--maps", maps, "--out", labels, "--recipe", "small"]
+        run("make_pseudo_labels.py", *make, *rule)
+        for file in labels.glob("*.png"):  # where saliency is 1, no attention is still background
+            label = read_label(file)
+            write_label(file, label.where(label != 255, 0).numpy())
+        found["saliency"].append(read_counts(data, labels, [0, 2], are_labels=True, level=None))
+    for background, counts in found.items():
+        gains = scores[background]["gains"]
+        assert list(gains) == pairs
+        assert gains["max - cam_flip"] == difference(*counts, [0, 2])
+        low, high = gains["max - cam_flip"]["interval"]
+        assert f"{100 * gains['max - cam_flip']['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" in text
     assert "Means over background,green on 6 images of train." in text
     with Image.open(tmp_path / "law.png") as picture:
         assert picture.size[0] > 500
+
+    (saliency / "a.png").unlink()
+    text = run("when_it_pays.py", *options, "--saliency", saliency, expect=1)
+    assert "lacks 1 of 6 images, first a.png" in text
 
     # what is there stays, and a run may be put beside others
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}

@@ -8,34 +8,37 @@ pass rate and the similarity of consecutive maps at the end; how many maps a pai
 accumulated; and by how much the area of the cumulative map exceeds that of the last single map.
 
 With --voc-root the run's maps are scored, too: precision, recall and area of the CAM, and what accumulation gains over
-it and over its averages, with 95 % intervals (compare.py), with a constant background and with --saliency. Maps and
-labels that are not there yet are made first: maps/cam, cam_flip, cam_ms, mean, max, and hybrid where there is a folder
-hybrid of train_integral.py.
+it and over its averages, with 95 % intervals (compare.py), with a constant background and with --saliency. Maps that
+are not there yet are made first: maps/cam, cam_flip, cam_ms, mean, max, and mce and hybrid where there are
+folders of train_integral.py of that name.
 
 --beside puts the runs of an earlier --json into the same table and the same --figure.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bound import label_image
-from compare import difference, mean_iou, read_counts
+import torch
+from compare import difference, marginals, mean_iou, read_counts
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import ends_with, read_json, write_text
-from maps import map_files
+from images import png
+from maps import map_files, read_map
+from parallel import on_all_cores
 from scores import add_score_classes, chosen_classes, names_of
-from seeds import launch
+from seeds import LOSSES, launch
 from signs import expectation, from_json, signs, to_json
+from torch import Tensor
 
-CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", "hybrid")
-# 1 - saliency as the background, attention from 0.3 on as the foreground, nothing ignored: a label for every pixel
-SALIENCY_RULE = "--background saliency --foreground-threshold 0.3 --conflict-threshold 1 --uncertain-saliency 1"
-SALIENCY_RULE += " --strong-attention 1 --min-foreground 0"
+from oaa_lib import ConfusionMatrix, pseudo_label_from_cues
+
+CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", *LOSSES)
+# A background pixel is one where neither attention nor 1 - saliency reaches 0.3, or the latter is the highest
+RULE = {"foreground_threshold": 0.3, "conflict_threshold": 1, "strong_attention": 1, "min_foreground": 0}
 Result = dict[str, Any]
 WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # what other JSON raises
 
@@ -52,25 +55,22 @@ class Scored:
         self.run, self.arguments = run, arguments
         self.data = VOCFolder(arguments.voc_root, arguments.split)
         self.scored = chosen_classes(arguments.score_classes, self.data.classes)
-        self.kinds = [kind for kind in CONTROLS + METHODS if kind != "hybrid" or (run / "hybrid").is_dir()]
+        self.kinds = [kind for kind in CONTROLS + METHODS if kind not in LOSSES or (run / kind).is_dir()]
 
     def __call__(self) -> Result:
         """Coverage of the CAM at its best thresholds; mIoU of all maps and labels; what each gains over the others."""
         maps = {kind: self.maps(kind) for kind in self.kinds}
         cam = evaluate_maps(self.data, maps["cam"], scored=self.scored)
-        found = {"cam": cam["foreground"], "constant": self.gains(maps, are_labels=False)}
-        if self.arguments.saliency:
-            labels = {kind: self.labels(kind, folder) for kind, folder in maps.items()}
-            found["saliency"] = self.gains(labels, are_labels=True)
+        read = partial(read_counts, self.data, scored=self.scored, are_labels=False, level=None)
+        found = {"cam": cam["foreground"], "constant": self.gains({kind: read(each) for kind, each in maps.items()})}
+        if saliency := self.arguments.saliency:
+            counts = {kind: counts_with_saliency(self.data, folder, saliency) for kind, folder in maps.items()}
+            found["saliency"] = self.gains(counts)
         chosen = names_of(self.scored, self.data.classes)
         return found | {"split": self.data.split, "images": len(self.data), "score_classes": chosen}
 
-    def gains(self, folders: dict[str, Path], *, are_labels: bool) -> Result:
-        """Mean IoU of each folder, and the differences to the controls before it."""
-        counts = {
-            kind: read_counts(self.data, folder, self.scored, are_labels=are_labels, level=None)
-            for kind, folder in folders.items()
-        }
+    def gains(self, counts: dict[str, Tensor]) -> Result:
+        """Mean IoU of each kind of map, and the differences to the controls before it."""
         return {
             "mean_iou": {kind: mean_iou(each.sum(0), self.scored).item() for kind, each in counts.items()},
             "gains": {
@@ -84,28 +84,32 @@ class Scored:
     def maps(self, kind: str) -> Path:
         """The folder of maps, which is made if it is not there."""
         out = self.run / "maps" / kind
-        source, stage = ("integral", "hybrid") if kind == "hybrid" else (kind, "attention")
+        source, stage = ("integral", kind) if kind in LOSSES else (kind, "attention")
         trained = self.run / stage if (self.run / stage).is_dir() else self.run
-        self._make(
-            "export_attention.py",
-            out,
-            ["--run", trained, "--source", source, "--workers", 0],
-            partial(map_files, self.data),
-        )
+        if not all((out / file).exists() for name in self.data.names for file in map_files(self.data, name)):
+            options = ["--run", trained, "--source", source, "--split", self.data.split, "--recipe", "small"]
+            options += ["--voc-root", self.arguments.voc_root, "--workers", 0, "--out", out]
+            launch("export_attention.py", [str(option) for option in options], 1)
         return out
 
-    def labels(self, kind: str, maps: Path) -> Path:
-        """The folder of labels by saliency, which is made if it is not there."""
-        out = self.run / "labels_saliency" / kind
-        rule = ["--maps", maps, "--saliency", self.arguments.saliency, *SALIENCY_RULE.split()]
-        self._make("make_pseudo_labels.py", out, rule, label_image)
-        return out
 
-    def _make(self, script: str, out: Path, options: list[Any], files: Callable[[str], Iterable[str]]) -> None:
-        if all((out / file).exists() for name in self.data.names for file in files(name)):
-            return
-        where = ["--voc-root", self.arguments.voc_root, "--split", self.data.split, "--recipe", "small"]
-        launch(script, [str(option) for option in (*where, *options, "--out", out)], 1)
+def counts_with_saliency(data: VOCFolder, maps: Path, saliency: Path) -> Tensor:
+    """Counts as compare.py has them, of labels with 1 - saliency as the background; no pixel is ignored."""
+    missing = [name for name in data.names if not png(saliency, name).exists()]
+    if missing:
+        raise SystemExit(f"--saliency {saliency} lacks {len(missing)} of {len(data)} images, first {missing[0]}.png")
+    count = partial(count_with_saliency, data=data, maps=maps, saliency=saliency)
+    return torch.stack(on_all_cores(count, data.names, f"{maps}, saliency"))
+
+
+def count_with_saliency(name: str, *, data: VOCFolder, maps: Path, saliency: Path) -> Tensor:
+    """The same of one image, (3, C + 1)."""
+    size = data.drawn_size(name)
+    background = 1 - read_map(png(saliency, name), size).float() / 255
+    found = [read_map(maps / file, size).float() / 255 for file in map_files(data, name)]
+    attention = torch.stack(found) if found else torch.zeros(0, *size)
+    label = pseudo_label_from_cues(attention, data.class_ids(name), background=background, **RULE)
+    return marginals(ConfusionMatrix(len(data.classes) + 1).update(label, data.mask(name)))
 
 
 HEAD = ("run", "gate pass rate", "similarity", "maps a pair", "pairs without", "area growth", "CAM mIoU", "precision")
