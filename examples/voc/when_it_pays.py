@@ -9,8 +9,8 @@ accumulated; and by how much the area of the cumulative map exceeds that of the 
 
 With --voc-root the run's maps are scored, too: precision, recall and area of the CAM, and what accumulation gains over
 it and over its averages, with 95 % intervals (compare.py), with a constant background and with --saliency. Maps that
-are not there yet are made first: maps/cam, cam_flip, cam_ms, mean, max, and mce and hybrid where there are
-folders of train_integral.py of that name.
+are not there yet are made first: maps/cam, cam_flip, mean and max, and mce and hybrid where there are folders of
+train_integral.py of that name. maps/cam_ms, which takes as much inference as 15 CAMs, is scored where it is there.
 
 --beside puts the runs of an earlier --json into the same table and the same --figure.
 """
@@ -55,7 +55,8 @@ class Scored:
         self.run, self.arguments = run, arguments
         self.data = VOCFolder(arguments.voc_root, arguments.split)
         self.scored = chosen_classes(arguments.score_classes, self.data.classes)
-        self.kinds = [kind for kind in CONTROLS + METHODS if kind not in LOSSES or (run / kind).is_dir()]
+        there = {"cam_ms": run / "maps/cam_ms"} | {loss: run / loss for loss in LOSSES}  # dear, and so not made here
+        self.kinds = [kind for kind in CONTROLS + METHODS if kind not in there or there[kind].is_dir()]
 
     def __call__(self) -> Result:
         """Coverage of the CAM at its best thresholds; mIoU of all maps and labels; what each gains over the others."""
