@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from compare import counts_of_maps, difference, marginals, mean_iou, paired_bootstrap
+from compare import counts_of_maps, differences, marginals, mean_iou, resampled
 from data import VOCFolder, write_label
 from evaluate_cues import evaluate_maps
 from PIL import Image
@@ -48,19 +48,21 @@ def test_a_resample_is_scored_by_the_summed_confusion_matrices(scored, monkeypat
     monkeypatch.setattr(
         np.random, "default_rng", lambda seed, real=np.random.default_rng: Generator() if seed == "x" else real(seed)
     )
-    found = paired_bootstrap(counts(1), counts(2), scored, resamples=40, seed="x")
+    found = resampled(counts(1), scored, resamples=40, seed="x")
     assert len(drawn) == len(found) == 40
     for times, value in zip(drawn, found.tolist(), strict=True):
         assert times.sum() == 12
-        means = []
-        for method in (matrices(1), matrices(2)):
-            total = ConfusionMatrix(CLASSES)
-            for image, number in zip(method, times, strict=True):
-                for _ in range(number):
-                    total.merge(image)
-            ious = [total.iou()[c].item() for c in scored]
-            means.append(np.nanmean(ious))
-        assert value == pytest.approx(means[0] - means[1], abs=1e-12)
+        total = ConfusionMatrix(CLASSES)
+        for image, number in zip(matrices(1), times, strict=True):
+            for _ in range(number):
+                total.merge(image)
+        assert value == pytest.approx(np.nanmean([total.iou()[c].item() for c in scored]), abs=1e-12)
+
+
+def difference(ours, theirs, scored, **drawing):
+    """Of two methods alone."""
+    (found,) = differences({"theirs": theirs, "ours": ours}, ["theirs"], scored, **drawing).values()
+    return found
 
 
 def test_the_interval_is_that_of_a_naive_bootstrap():
@@ -83,10 +85,15 @@ def test_laws():
     same = difference(ours, ours, [0, 1, 2], resamples=50)
     assert same["difference"] == same["share_above_0"] == 0
     assert same["interval"] == [0, 0]
-    one, other = (paired_bootstrap(*pair, [0, 1, 2], resamples=1200) for pair in ((ours, theirs), (theirs, ours)))
-    assert torch.equal(one, -other)
-    assert torch.equal(one, paired_bootstrap(ours, theirs, [0, 1, 2], resamples=1200, seed=0))
-    assert not torch.equal(one, paired_bootstrap(ours, theirs, [0, 1, 2], resamples=1200, seed=1))
+    one, other = (difference(*pair, [0, 1, 2], resamples=1200) for pair in ((ours, theirs), (theirs, ours)))
+    assert one["interval"] == pytest.approx([-each for each in reversed(other["interval"])], abs=1e-15)
+    assert one == difference(ours, theirs, [0, 1, 2], resamples=1200, seed=0)
+    assert one["interval"] != difference(ours, theirs, [0, 1, 2], resamples=1200, seed=1)["interval"]
+    three = differences({"a": theirs, "b": ours, "c": theirs}, ["a", "b"], [0, 1, 2], resamples=1200)
+    assert list(three) == ["b - a", "c - a", "c - b"]
+    assert three["b - a"] == one
+    assert three["c - b"] == other
+    assert three["c - a"]["interval"] == [0, 0]
     found = difference(ours, theirs, [0, 1, 2], resamples=1200)
     assert found["interval"][0] < found["difference"] < found["interval"][1]
     # the same images again and again: nothing is left to luck

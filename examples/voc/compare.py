@@ -11,7 +11,7 @@ images: how much another seed of the training would change is not in them.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,46 +76,62 @@ def mean_iou(counts: Tensor, scored: Sequence[int]) -> Tensor:
     return mean_of(right / (truth + shown - right), scored)
 
 
-def paired_bootstrap(
-    counts: Tensor, others: Tensor, scored: Sequence[int], *, resamples: int = 10_000, seed: int = 0
-) -> Tensor:
-    """(resamples,) float64: mean IoU of one method less that of another, each on images drawn with replacement.
+def resampled(counts: Tensor, scored: Sequence[int], *, resamples: int = 10_000, seed: int = 0) -> Tensor:
+    """(resamples,) float64: mean IoU on N images that are drawn with replacement, the same ones for the same seed.
+
+    The difference of two such series is a paired bootstrap.
 
     Args:
-        counts: (N, 3, C + 1) of `counts_of_maps`, of the one method.
-        others: the same of the other, on the same N images.
+        counts: (N, 3, C + 1) of `counts_of_maps`.
         scored: the classes that the mean is over; 0 is the background.
-        resamples: how often N images are drawn, the same ones for both.
+        resamples: how often N images are drawn.
         seed: of the draws.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993).
     """
     generator, number = np.random.default_rng(seed), len(counts)
-    differences = []
+    means = []
     for first in range(0, resamples, CHUNK):
         draws = min(CHUNK, resamples - first)
         times = generator.multinomial(number, np.full(number, 1 / number), draws)  # each image is drawn
         weights = torch.from_numpy(times).double()  # counts stay below 2^53: sums are exact
-        ours, theirs = (torch.einsum("bn,nkc->bkc", weights, each.double()) for each in (counts, others))
-        differences.append(mean_iou(ours, scored) - mean_iou(theirs, scored))
-    return torch.cat(differences)
+        means.append(mean_iou(torch.einsum("bn,nkc->bkc", weights, counts.double()), scored))
+    return torch.cat(means)
 
 
-def difference(
-    counts: Tensor, others: Tensor, scored: Sequence[int], *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, Any]:
-    """What is reported of two methods; the arguments are those of `paired_bootstrap`."""
-    drawn = paired_bootstrap(counts, others, scored, resamples=resamples, seed=seed)
-    ours, theirs = (mean_iou(each.sum(0), scored).item() for each in (counts, others))
-    return {
-        "mean_iou": ours,
-        "against_mean_iou": theirs,
-        "difference": ours - theirs,
-        "interval": torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist(),
-        "share_above_0": (drawn > 0).double().mean().item(),
-        "resamples": resamples,
-        "seed": seed,
-    }
+def differences(
+    counts: Mapping[str, Tensor],
+    against: Sequence[str],
+    scored: Sequence[int],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """What is reported of methods, by "METHOD - CONTROL": of each method and every control that comes before it.
+
+    Args:
+        counts: of each method, as for `resampled`, on the same images.
+        against: the methods that are controls.
+        scored: the classes that the means are over.
+        resamples: see `resampled`.
+        seed: likewise.
+    """
+    drawn = {name: resampled(each, scored, resamples=resamples, seed=seed) for name, each in counts.items()}
+    means = {name: mean_iou(each.sum(0), scored).item() for name, each in counts.items()}
+    found = {}
+    for number, name in enumerate(counts):
+        for control in [each for each in list(counts)[:number] if each in against]:
+            gains = drawn[name] - drawn[control]
+            found[f"{name} - {control}"] = {
+                "mean_iou": means[name],
+                "against_mean_iou": means[control],
+                "difference": means[name] - means[control],
+                "interval": torch.quantile(gains, torch.tensor([0.025, 0.975], dtype=gains.dtype)).tolist(),
+                "share_above_0": (gains > 0).double().mean().item(),
+                "resamples": resamples,
+                "seed": seed,
+            }
+    return found
 
 
 def read_counts(
@@ -141,9 +157,10 @@ def main() -> None:
         read_counts, data, scored=scored, are_labels=bool(arguments.labels), level=arguments.background_level
     )
 
-    others, results = read(arguments.against), {}
-    for folder in arguments.maps or arguments.labels:
-        found = difference(read(folder), others, scored, resamples=arguments.resamples, seed=arguments.seed)
+    folders, results = list(dict.fromkeys(arguments.maps or arguments.labels)), {}
+    counts = {"": read(arguments.against)} | {str(folder): read(folder) for folder in folders}
+    drawing = {"resamples": arguments.resamples, "seed": arguments.seed}
+    for folder, found in zip(folders, differences(counts, [""], scored, **drawing).values(), strict=True):
         results[str(folder)] = {"against": str(arguments.against), "split": data.split, "images": len(data)} | found
         results[str(folder)]["score_classes"] = names_of(scored, data.classes)
         low, high = found["interval"]

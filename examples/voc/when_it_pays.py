@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import difference, marginals, mean_iou, read_counts
+from compare import differences, marginals, mean_iou, read_counts
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import ends_with, read_json, write_text
@@ -72,15 +72,8 @@ class Scored:
 
     def gains(self, counts: dict[str, Tensor]) -> Result:
         """Mean IoU of each kind of map, and the differences to the controls before it."""
-        return {
-            "mean_iou": {kind: mean_iou(each.sum(0), self.scored).item() for kind, each in counts.items()},
-            "gains": {
-                f"{kind} - {control}": difference(counts[kind], counts[control], self.scored)
-                for number, kind in enumerate(counts)
-                for control in list(counts)[:number]
-                if control in CONTROLS
-            },
-        }
+        means = {kind: mean_iou(each.sum(0), self.scored).item() for kind, each in counts.items()}
+        return {"mean_iou": means, "gains": differences(counts, CONTROLS, self.scored)}
 
     def maps(self, kind: str) -> Path:
         """The folder of maps, which is made if it is not there."""
