@@ -135,6 +135,21 @@ def test_logits_are_pooled_as_loops_pool_them(shape):
     assert train_attention.pooled(huge, "lse").isfinite().all()
 
 
+def test_what_is_not_above_the_mean_of_its_map_is_constrained():
+    soft_labels = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    soft_labels[0, 1] = 0  # a class that the image does not show
+    soft_labels[1, 2] = 1  # no cell is above the mean
+    found = train_integral.above_mean(soft_labels)
+    for image in range(2):
+        for c in range(3):
+            cells = soft_labels[image, c].flatten().tolist()
+            mean = sum(cells) / len(cells)
+            expected = [cell if cell > mean else 0 for cell in cells]
+            assert found[image, c].flatten().tolist() == pytest.approx(expected)
+    assert not found[0, 1].any()
+    assert not found[1, 2].any()
+
+
 def test_a_row_of_the_log_is_the_mean_of_all_that_its_steps_noted(tmp_path):
     log = Log(tmp_path / "log.csv", 10)
     log.note(loss=torch.tensor(1.0), share=torch.tensor([0.5, 0.25, 0.0]))

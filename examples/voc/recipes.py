@@ -47,8 +47,7 @@ class Attention(Training):
     # [here] what a pair gets that no map was accepted for; the paper does not say, so such pairs are counted and told
     fill_empty: Literal["no", "last-epoch", "final-model"] = "no"
     normalization: Literal["max", "minmax"] = "max"  # [paper] Eq. 2, of a score map
-    # [paper] Eq. 1, global average; others, of what the study "when it pays" varies: see `pooled`
-    pooling: Literal["average", "max", "lse", "topk"] = "average"
+    pooling: Literal["average", "max", "lse", "topk"] = "average"  # [paper] Eq. 1; for the others see `pooled`
     drop: Share = 0.0  # [paper] has none, [TPAMI] 0.5: share of images whose strongly attended pixels are hidden
     drop_above: Share = 0.6  # [TPAMI] attention, the latest that passed the gate, above which a pixel is hidden
 
@@ -60,6 +59,7 @@ class Integral(Training):  # [paper] "the same as that of the classification net
     loss: Literal["hybrid", "mce"] = "hybrid"  # [paper] Eq. 9; mce is Eq. 6
     loss_normalization: Literal["class", "pooled"] = "class"  # [paper] Eq. 7 and 8
     threshold: Share = 0.0  # [paper] Eq. 7, p > 0: soft labels up to this are N-
+    constrain_below: Literal["threshold", "mean"] = "threshold"  # [here] mean: N- has all up to their map's mean, too
     gradient: Literal["mean", "sum"] = "mean"  # [caffe] of the images of a step
     read_out: Literal["relu", "sigmoid"] = "relu"  # [release] attention of the trained model: ReLU, then / max (Eq. 2)
 

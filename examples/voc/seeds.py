@@ -16,7 +16,10 @@ from options import training_split
 from scores import chosen_classes, names_of
 
 HERE = Path(__file__).parent
-LOSSES = {"mce": ["--loss", "mce", "--threshold", "0"], "hybrid": []}  # the paper's cross entropy has no threshold
+LOSSES = {  # the paper's cross entropy has no threshold
+    "mce": ["--loss", "mce", "--threshold", "0", "--constrain-below", "threshold"],
+    "hybrid": [],
+}
 
 
 class Seed:
