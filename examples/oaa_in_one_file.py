@@ -9,8 +9,8 @@ pseudo_labels/NAME.png. For experiments take examples/voc, which can be resumed,
 as many iterations, up to rounding.
 
 What differs from the paper: EfficientNet-Lite0 at stride 16 and AdamW instead of VGG-16 at stride 8 and SGD, so that a
-CPU is enough; square images; soft labels up to 0.75 count as N-, since in maps this coarse hardly any is 0; a constant
-as background cue instead of 1 - saliency.
+CPU is enough; square images; soft labels up to their map's mean are N-, since in maps this coarse hardly any is 0; a
+constant as background cue instead of 1 - saliency.
 """
 
 import argparse
@@ -139,7 +139,8 @@ network, optimizer, schedule = start()
 for step in tqdm(range(steps), "integral attention model"):
     batch, views, images = draw(step)
     soft_labels = accumulator.soft_labels(batch, views).to(device)
-    loss = hybrid_loss(network(images).score_maps, soft_labels, threshold=0.75)  # Eq. 7 on N+, 8 on N-, their sum: 9
+    soft_labels = soft_labels.where(soft_labels > soft_labels.mean((2, 3), keepdim=True), 0)
+    loss = hybrid_loss(network(images).score_maps, soft_labels)  # Eq. 7 on N+, 8 on N-, their sum: 9
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
