@@ -91,11 +91,12 @@ def main() -> None:
 
     try:
         model = get_model(arguments.model, weights=arguments.weights)
-        last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    except (ValueError, KeyError, IndexError) as error:  # no such model, no such weights, no linear layer to replace
-        parser.error(
-            f"expected --model with a linear last layer, and --weights, of torchvision: {arguments.model}: {error}"
-        )
+    except (ValueError, KeyError) as error:
+        parser.error(f"torchvision has no --model {arguments.model} with --weights {arguments.weights}: {error}")
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        parser.error(f"--model {arguments.model}: expected one with a linear last layer, which is replaced")
+    last = linear[-1]
     last.weight, last.bias = torch.nn.Linear(last.in_features, len(pictures.classes)).parameters()
     network = wrap_classifier(model.train())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)

@@ -46,8 +46,8 @@ parser.add_argument("out", type=Path, help="folder for the results")
 parser.add_argument("--epochs", type=int, default=8, help="of each of the two networks (default: 8)")
 parser.add_argument("--seed", type=int, default=0, help="of the new layers, the order and the flips (default: 0)")
 args = parser.parse_args()
-if not 0 <= args.seed < 2**23:
-    parser.error(f"--seed: expected a whole number from 0 to {2**23 - 1}, got {args.seed}")
+if not 0 <= args.seed < 2**24:
+    parser.error(f"--seed: expected a whole number from 0 to {2**24 - 1}, got {args.seed}")
 
 # The images, and the classes that each of them shows.
 lists = [args.voc_root / "ImageSets" / "Segmentation" / f"{split}_cls.txt" for split in ("trainaug", "train")]

@@ -168,8 +168,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"), help="folder (default: %(default)s)")
     args = parser.parse_args()
     for name, least in (("epochs", 1), ("images", 20), ("seed", 0)):
-        if not least <= getattr(args, name) < 2**32:
-            parser.error(f"--{name}: expected {least} to {2**32 - 1}, got {getattr(args, name)}")
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
+    if args.seed >= 2**32:
+        parser.error(f"--seed: expected at most {2**32 - 1}, got {args.seed}")
     try:
         torch.zeros(1, device=args.device).item()  # the meta device can make a tensor, but not read it
         (args.out / "pseudo_labels").mkdir(parents=True, exist_ok=True)

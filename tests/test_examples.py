@@ -95,12 +95,19 @@ def test_a_bad_table_is_told(run, photos, table, message):
         run("custom_dataset.py", "--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run")
 
 
-@pytest.mark.parametrize("options", [["--model", "nope"], ["--weights", "nope"], ["--model", "squeezenet1_0"]])
-def test_a_model_that_torchvision_has_not_is_told(run, photos, options, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nope"], "torchvision has no --model nope with --weights None"),
+        (["--weights", "nope"], "torchvision has no --model resnet18 with --weights nope"),
+        (["--model", "squeezenet1_0"], "--model squeezenet1_0: expected one with a linear last layer"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_is_told(run, photos, options, message, capsys):
     where = ["--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run"]
     with pytest.raises(SystemExit):
         run("custom_dataset.py", *where, *options)
-    assert "expected --model with a linear last layer, and --weights, of torchvision" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (photos / "run").exists()
 
 

@@ -92,10 +92,10 @@ def test_a_pseudo_label_is_written_for_every_image(outputs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", 0], "--epochs: expected 1 to 4294967295, got 0"),
-        (["--images", 2], "--images: expected 20 to 4294967295, got 2"),
-        (["--seed", -1], "--seed: expected 0 to 4294967295, got -1"),
-        (["--seed", 10**23], "--seed: expected 0 to 4294967295, got 1000"),
+        (["--epochs", 0], "--epochs: expected at least 1, got 0"),
+        (["--images", 2], "--images: expected at least 20, got 2"),
+        (["--seed", -1], "--seed: expected at least 0, got -1"),
+        (["--seed", 10**23], "--seed: expected at most 4294967295, got 1000"),
         (["--device", "abacus"], "--device: torch cannot use 'abacus'"),
         (["--device", "meta"], "--device: torch cannot use 'meta'"),
         (["--out", __file__], "--out: expected a folder"),

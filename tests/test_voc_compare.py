@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from compare import counts_of_maps, differences, marginals, mean_iou, resampled
+from compare import counts_of_maps, marginals, mean_iou, paired_differences, resampled
 from data import VOCFolder, write_label
 from evaluate_cues import evaluate_maps
 from PIL import Image
@@ -61,7 +61,7 @@ def test_a_resample_is_scored_by_the_summed_confusion_matrices(scored, monkeypat
 
 def difference(ours, theirs, scored, **drawing):
     """Of two methods alone."""
-    (found,) = differences({"theirs": theirs, "ours": ours}, ["theirs"], scored, **drawing).values()
+    (found,) = paired_differences({"theirs": theirs, "ours": ours}, ["theirs"], scored, **drawing).values()
     return found
 
 
@@ -89,7 +89,7 @@ def test_laws():
     assert one["interval"] == pytest.approx([-each for each in reversed(other["interval"])], abs=1e-15)
     assert one == difference(ours, theirs, [0, 1, 2], resamples=1200, seed=0)
     assert one["interval"] != difference(ours, theirs, [0, 1, 2], resamples=1200, seed=1)["interval"]
-    three = differences({"a": theirs, "b": ours, "c": theirs}, ["a", "b"], [0, 1, 2], resamples=1200)
+    three = paired_differences({"a": theirs, "b": ours, "c": theirs}, ["a", "b"], [0, 1, 2], resamples=1200)
     assert list(three) == ["b - a", "c - a", "c - b"]
     assert three["b - a"] == one
     assert three["c - b"] == other

@@ -25,7 +25,9 @@ def run_all(voc, out):  # noqa: F811
     data, cpu, maps = ["--voc-root", voc], ["--device", "cpu"], ["--maps", out / "attention" / "max.safetensors"]
     learning = [*data, *cpu, *TINY, "--seed", 4]
     run("train_attention.py", *learning, "--out", out / "attention", "--iterations", 11, "--drop-at", 8, *VARIED)
-    run("train_integral.py", *learning, "--out", out / "integral", "--iterations", 7, "--drop-at", 5, *maps)
+    constrained = ["--threshold", 0.75, "--constrain-below", "threshold"]  # seven steps of `small` leave maps of zeros
+    options = ["--out", out / "integral", "--iterations", 7, "--drop-at", 5, *maps, *constrained]
+    run("train_integral.py", *learning, *options)
     for source, folder in (("cam_flip", "attention"), ("max", "attention"), ("integral", "integral")):
         options = [*data, *cpu, "--run", out / folder, "--source", source, "--out", out / "maps" / source]
         run("export_attention.py", *options, "--scales", 1, 1.5)

@@ -6,11 +6,12 @@ import math
 import pytest
 import recipes
 import torch
-from deeplab import build_segmentation_network
+from deeplab import SEGMENTATION_NETWORKS, build_segmentation_network
 from networks import BACKBONES, build_network
 from optimization import make_optimizer, rate, set_rate
 from torch import nn
 
+TABLES = {"attention": BACKBONES, "segmentation": SEGMENTATION_NETWORKS}
 BUILD = {"attention": build_network, "integral": build_network, "segmentation": build_segmentation_network}
 NEW = {"attention": (4, 4), "segmentation": (2, 2)}  # weights and biases of the head
 
@@ -97,8 +98,10 @@ def test_groups_of_resnet_hold_no_batch_norm(backbone, convs):
     )
 
 
-@pytest.mark.parametrize("stage", ["attention", "segmentation"])
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    ("stage", "backbone"),
+    [(stage, backbone) for stage, table in TABLES.items() for backbone in sorted(table)],
+)
 def test_every_trained_parameter_is_in_one_group_and_no_other_in_any(stage, backbone):
     network = network_on_meta(stage, backbone)
     optimizer = make_optimizer(network, getattr(recipes.PAPER, stage))

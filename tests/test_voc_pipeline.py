@@ -371,7 +371,7 @@ def test_a_mirrored_sample_is_the_mirror_image_and_its_view_says_so(voc):
         (
             "train_attention.py",
             ["--voc-root", "VOC", "--out", "OUT", "--seed", 20261126],  # a date, beyond what is left of 64 bits
-            "argument --seed: expected a whole number from 0 to 8388607, got 20261126",
+            "argument --seed: expected a whole number from 0 to 16777215, got 20261126",
         ),
         (
             "train_attention.py",

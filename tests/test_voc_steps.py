@@ -135,6 +135,72 @@ def test_logits_are_pooled_as_loops_pool_them(shape):
     assert train_attention.pooled(huge, "lse").isfinite().all()
 
 
+class Shows(nn.Module):
+    """A network that shows the same score maps (B, C, h, w) whatever it is given."""
+
+    def __init__(self, score_maps: Tensor) -> None:
+        super().__init__()
+        self.scale, self.score_maps = nn.Parameter(torch.ones(())), score_maps
+
+    def forward(self, images: Tensor) -> CAMOutput:
+        score_maps = self.scale * self.score_maps
+        return CAMOutput(score_maps.mean((-2, -1)), score_maps)
+
+
+CPU = Process(torch.device("cpu"), 0, 1)
+
+
+def one_step(stage, run, settings, *options):
+    """The loss of a step of `learn`."""
+    optimizer = torch.optim.SGD([{"params": run.network.parameters(), "multiplier": 1.0}], lr=0)
+    stage.learn(run, None, run.network, optimizer, *options)
+    return run.log.noted[-1]["loss"].item()
+
+
+@pytest.mark.parametrize(("pooling", "accepted"), [("average", 0), ("topk", 1), ("max", 1)])
+def test_loss_and_gate_see_the_pooled_scores(tmp_path, pooling, accepted):
+    score_maps = torch.full((1, 2, 4, 4), -1.0)
+    score_maps[0, 1] = 0  # the class that is not shown is higher on average
+    score_maps[0, 0, 0, :3] = 3  # the one that is shown at its peak
+    settings = replace_checked(recipes.SMALL.attention, {"pooling": pooling})
+    kept = {
+        fusion: AttentionAccumulator([[1, 0]], (4, 4), fusion=fusion, keys=["a"]) for fusion in train_attention.FUSIONS
+    }
+    part = Part(["a"], [View()], torch.zeros(1, 3, 8, 8), torch.tensor([[1.0, 0.0]]))
+    run = GivenRun(tmp_path, [[part]], Shows(score_maps), settings, process=CPU, images=1)
+    loss = one_step(train_attention, run, settings, kept, NOTHING, Diagnosis(kept))
+    assert [accumulator.accepted for accumulator in kept.values()] == [accepted] * 3
+    logits = train_attention.pooled(run.network(part.images), pooling)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, part.targets)
+    assert loss == pytest.approx(expected.item() / settings.batch_size)
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "mce"])
+@pytest.mark.parametrize("constrain_below", ["threshold", "mean"])
+def test_the_integral_model_is_trained_on_what_is_above_the_mean(tmp_path, constrain_below, loss):
+    changes = {"constrain_below": constrain_below, "threshold": 0.1, "loss": loss}
+    settings = replace_checked(recipes.PAPER.integral, changes)
+    attention = torch.tensor([[0.05, 0.2, 0.3, 1.0]])  # the mean is 0.3875
+    accumulator = AttentionAccumulator([[1]], (1, 4), gate=None, keys=["a"])
+    accumulator.update(["a"], attention[None, None])
+    part = Part(["a"], [View()], torch.zeros(1, 3, 8, 8), torch.ones(1, 1))
+    network = Shows(torch.tensor([[[[-1.0, 0.5, 2.0, 1.0]]]]))
+    run = GivenRun(tmp_path, [[part]], network, settings, process=CPU, images=1)
+    found = one_step(train_integral, run, settings, accumulator)
+    level = 0.1 if constrain_below == "threshold" else 0.39
+    p = [value if value > level else 0 for value in accumulator.attention("a").flatten().tolist()]
+    q = [1 / (1 + math.exp(-score)) for score in (-1.0, 0.5, 2.0, 1.0)]
+    if loss == "mce":
+        terms = [-a * math.log(b) - (1 - a) * math.log(1 - b) for a, b in zip(p, q, strict=True)]
+        expected = sum(terms) / 4
+    else:
+        high = [-a * math.log(b) for a, b in zip(p, q, strict=True) if a]
+        low = [-math.log(1 - b) for a, b in zip(p, q, strict=True) if not a]
+        expected = sum(high) / len(high) + sum(low) / len(low)
+    assert found == pytest.approx(expected / settings.batch_size, rel=1e-5)
+    assert run.log.noted[-1]["share_constrained"].tolist() == [sum(not a for a in p) / 4]
+
+
 def test_what_is_not_above_the_mean_of_its_map_is_constrained():
     soft_labels = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     soft_labels[0, 1] = 0  # a class that the image does not show

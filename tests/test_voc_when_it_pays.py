@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
+import figures
 import numpy as np
 import pytest
 import torch
-from compare import differences, read_counts
+from compare import paired_differences, read_counts
 from data import VOCFolder, read_label, write_label
 from evaluate_cues import evaluate_maps
 from PIL import Image
@@ -124,7 +126,7 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     out = tmp_path / "new" / "law.json"
     text = run("when_it_pays.py", *options, "--saliency", saliency, "--json", out, "--figure", tmp_path / "law.png")
     result = json.loads(out.read_text(), parse_constant=pytest.fail)[str(tmp_path)]
-    cam = evaluate_maps(data, tmp_path / "maps" / "cam", scored=[0, 2])
+    cam = evaluate_maps(data, tmp_path / "maps_train" / "cam", scored=[0, 2])
     scores = result["scores"]
     assert (scores["constant"]["mean_iou"]["cam"], scores["cam"]) == (cam["mean_iou"], cam["foreground"])
     pairs = ["cam_flip - cam", *(f"{each} - {control}" for each in ("mean", "max") for control in ("cam", "cam_flip"))]
@@ -132,7 +134,7 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     rule += ["--uncertain-saliency", 1, "--strong-attention", 1, "--min-foreground", 0, "--saliency", saliency]
     found = {"constant": [], "saliency": []}
     for kind in ("max", "cam_flip"):
-        maps, labels = tmp_path / "maps" / kind, tmp_path / "labels" / kind
+        maps, labels = tmp_path / "maps_train" / kind, tmp_path / "labels" / kind
         found["constant"].append(read_counts(data, maps, [0, 2], are_labels=False, level=None))
         make = ["--voc-root", voc, "--split", "train", "--maps", maps, "--out", labels, "--recipe", "small"]
         run("make_pseudo_labels.py", *make, *rule)
@@ -143,11 +145,11 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     for background, counts in found.items():
         gains = scores[background]["gains"]
         assert list(gains) == pairs
-        again = differences(dict(zip(("cam_flip", "max"), reversed(counts), strict=True)), ["cam_flip"], [0, 2])
+        again = paired_differences(dict(zip(("cam_flip", "max"), reversed(counts), strict=True)), ["cam_flip"], [0, 2])
         assert gains["max - cam_flip"] == again["max - cam_flip"]
         low, high = gains["max - cam_flip"]["interval"]
         assert f"{100 * gains['max - cam_flip']['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" in text
-    assert "Means over background,green on 6 images of train." in text
+    assert f"{tmp_path}: means over background,green on 6 images of train" in text
     with Image.open(tmp_path / "law.png") as picture:
         assert picture.size[0] > 500
 
@@ -155,15 +157,34 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     text = run("when_it_pays.py", *options, "--saliency", saliency, expect=1)
     assert "lacks 1 of 6 images, first a.png" in text
 
-    # what is there stays, and a run may be put beside others
+    # what is there stays, whether it was made by this script or by another; a run may be put beside others
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
-    again = run("when_it_pays.py", "--run", tmp_path / "attention", "--beside", out, "--json", tmp_path / "both.json")
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
+    for source in ("cam_ms", "max"):
+        export = ["--voc-root", voc, "--run", tmp_path / "attention", "--source", source, "--split", "train"]
+        run("export_attention.py", *export, "--recipe", "small", "--out", tmp_path / "maps" / source)
+    (tmp_path / "hybrid").mkdir()  # a stage 2 that has not got anywhere
+    text = run("when_it_pays.py", *options, "--beside", out, "--json", tmp_path / "both.json")
+    assert "hybrid is left out: " in text
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (tmp_path / "maps_train/cam_ms").exists()
+    again = json.loads((tmp_path / "both.json").read_text())[str(tmp_path)]["scores"]["constant"]
+    assert again["gains"]["max - cam_flip"] == result["scores"]["constant"]["gains"]["max - cam_flip"]
+    assert "max - cam_ms" in again["gains"]
+
+    text = run("when_it_pays.py", "--run", tmp_path / "attention", "--beside", out, "--json", tmp_path / "both.json")
     both = json.loads((tmp_path / "both.json").read_text())
     assert list(both) == [str(tmp_path), str(tmp_path / "attention")]
     assert both[str(tmp_path)] == result
     assert both[str(tmp_path / "attention")] == {"signs": to_json(found_signs)}
-    assert again.count("| no |") + again.count("| may pay |") == 2
+    assert text.count("| no |") + text.count("| may pay |") == 2
+    run("when_it_pays.py", "--run", tmp_path, "--beside", out, "--json", out)  # without masks the scores stay
+    assert json.loads(out.read_text())[str(tmp_path)] == result
+    assert "--figure" in run("when_it_pays.py", "--beside", out, "--figure", tmp_path / "law.nonsense", expect=1)
+
+    run("export_attention.py", *export, "--out", tmp_path / "stretched", "--recipe", "paper")
+    shutil.rmtree(tmp_path / "maps" / "max")
+    (tmp_path / "stretched").rename(tmp_path / "maps" / "max")
+    assert "of different --stretch" in run("when_it_pays.py", *options, expect=1)
 
 
 def test_numbers_survive_json():
@@ -172,9 +193,20 @@ def test_numbers_survive_json():
     assert repr(from_json(json.loads(written))) == repr(found)
 
 
-def test_another_json_is_refused(tmp_path):
-    (tmp_path / "other.json").write_text('{"runs/seed0": {"signs": {"epochs": [1]}}}')
-    assert "expected a file of an earlier --json" in run(
-        "when_it_pays.py", "--beside", tmp_path / "other.json", expect=1
-    )
+@pytest.mark.parametrize(
+    "content", ['{"runs/seed0": {"signs": {"epochs": [1]}}}', "[1]", '{"runs/seed0": 1}', "{", "[" * 9999]
+)
+def test_another_json_is_refused(tmp_path, content):
+    (tmp_path / "other.json").write_text(content)
+    text = run("when_it_pays.py", "--beside", tmp_path / "other.json", expect=1)
+    assert "expected a file of an earlier --json" in text
+    assert "remove" not in text
+    assert "none.json cannot be read" in run("when_it_pays.py", "--beside", tmp_path / "none.json", expect=1)
     assert "--run" in run("when_it_pays.py", expect=2)
+
+
+def test_points_are_named_by_what_tells_them_apart():
+    assert figures.short(["runs/voc/seed0", "runs/other/seed0"]) == ["voc/seed0", "other/seed0"]
+    assert figures.short(["study/max", "study/lse"]) == ["max", "lse"]
+    assert figures.short(["runs/seed0"]) == ["seed0"]
+    assert figures.short(["a", "a/b"]) == ["a", "a/b"]

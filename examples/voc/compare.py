@@ -99,7 +99,7 @@ def resampled(counts: Tensor, scored: Sequence[int], *, resamples: int = 10_000,
     return torch.cat(means)
 
 
-def differences(
+def paired_differences(
     counts: Mapping[str, Tensor],
     against: Sequence[str],
     scored: Sequence[int],
@@ -160,7 +160,7 @@ def main() -> None:
     folders, results = list(dict.fromkeys(arguments.maps or arguments.labels)), {}
     counts = {"": read(arguments.against)} | {str(folder): read(folder) for folder in folders}
     drawing = {"resamples": arguments.resamples, "seed": arguments.seed}
-    for folder, found in zip(folders, differences(counts, [""], scored, **drawing).values(), strict=True):
+    for folder, found in zip(folders, paired_differences(counts, [""], scored, **drawing).values(), strict=True):
         results[str(folder)] = {"against": str(arguments.against), "split": data.split, "images": len(data)} | found
         results[str(folder)]["score_classes"] = names_of(scored, data.classes)
         low, high = found["interval"]

@@ -42,8 +42,8 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
 
     Args:
         data: the training images.
-        run: folder of train_attention.py; its watched images are drawn, each with its first class; where these have no
-            masks, other images that have, at even distances.
+        run: folder of train_attention.py; its watched images are drawn, each with its first class; where one of these
+            has no mask, as many others that have, at even distances.
         maps: folders of attention maps, by title.
         labels: folder of proxy labels.
         out: the picture.
@@ -135,13 +135,21 @@ def gains(results: dict[str, dict[str, Any]], path: Path) -> None:
             middle = 100 * np.array([each["difference"] for each in gain])
             ends = 100 * np.array([each["interval"] for each in gain]).T
             axis.errorbar(values, middle, np.abs(ends - middle), fmt="o", markersize=4, linewidth=1, label=title)
-        for name, value, height in zip(scored, values, middle, strict=True):
-            axis.annotate(Path(name).name, (value, height), (4, 3), textcoords="offset points", fontsize=7)
+        for name, value, height in zip(short(list(scored)), values, middle, strict=True):
+            axis.annotate(name, (value, height), (4, 3), textcoords="offset points", fontsize=7)
         axis.axhline(0, color="grey", linewidth=1)
         axis.set_xlabel(label)
     figure.supylabel("gain of the maximum in points of mIoU, 95 % interval")
     figure.axes[0].legend()
     figure.savefig(path, dpi=110)
+
+
+def short(names: list[str]) -> list[str]:
+    """Folders without what all of them begin with."""
+    parts = [Path(name).parts for name in names]
+    while len({each[0] for each in parts}) == 1 < min(map(len, parts)):
+        parts = [each[1:] for each in parts]
+    return ["/".join(each) for each in parts]
 
 
 def curves(results: dict[str, dict[str, Any]], path: Path) -> None:

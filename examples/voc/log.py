@@ -27,7 +27,7 @@ class Log:
         self._started = time.perf_counter()
 
     def note(self, **values: Any) -> None:
-        """Numbers of one step, and tensors of any of them, which are averaged; a function is called once for each row.
+        """Numbers of one step, or tensors of several, which are averaged; a function is called once for each row.
 
         A tensor may be empty where a step has nothing to say; NaN stands in a row that all of its steps left empty.
         """

@@ -51,8 +51,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, backbones: Iterable[
 
 def seed_number(text: str) -> int:
     """A seed; a step's random numbers start from 2^40 times it, and torch's seeds end at 2^64."""
-    if not 0 <= int(text) < 2**23:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**23 - 1}, got {text}")
+    if not (text.isdecimal() and int(text) < 2**24):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**24 - 1}, got {text}")
     return int(text)
 
 

@@ -93,13 +93,12 @@ def growth(maximum: AttentionAccumulator, latest: AttentionAccumulator) -> float
 def expectation(found: Signs) -> tuple[bool, str]:
     """Whether accumulation may pay by the provisional rule, and that in one line, for the end of stage 1."""
     share_empty = found.empty / found.pairs
-    known = [each for each in zip(found.similarity, found.epochs, strict=True) if not math.isnan(each[0])]
+    known = [epoch for value, epoch in zip(found.similarity, found.epochs, strict=True) if not math.isnan(value)]
     if not known:
         return False, "no pair has accepted two maps: there is nothing to accumulate yet; train longer"
-    similarity, epoch = known[-1]
-    told = f"similarity {similarity:.2f} after epoch {epoch:.0f}, area grew {found.growth:.1f} times"
+    told = f"similarity {found.last_similarity:.2f} after epoch {known[-1]:.0f}, area grew {found.growth:.1f} times"
     if share_empty > EMPTY:
         told += f", {share_empty:.0%} of the pairs hold nothing"
     pays = found.growth > GROWN and share_empty <= EMPTY
     says = "may beat" if pays else "is not expected to beat"
-    return pays, f"{told}: accumulation {says} the flip-averaged CAM (a provisional rule, see when_it_pays.py)"
+    return pays, f"{told}: accumulation {says} the flip-averaged CAM (a provisional rule, see docs/when_it_pays.md)"
