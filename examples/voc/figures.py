@@ -104,11 +104,8 @@ def at_size(cells: Tensor, photograph: np.ndarray, align_corners: bool) -> Tenso
     return F.interpolate(cells, photograph.shape[:2], mode="bilinear", align_corners=align_corners)[0, 0]
 
 
-GAINED = (("max - cam", "over the CAM"), ("max - cam_flip", "over the flip-averaged CAM"))
-
-
 def gains(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """What the maximum gains, with a constant background, against each number that might tell it.
+    """What the maximum gains over the CAM, for each background, against each number that might tell it.
 
     Args:
         results: of when_it_pays.py, by run; those without masks are left out.
@@ -130,17 +127,22 @@ def gains(results: dict[str, dict[str, Any]], path: Path) -> None:
     }
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     for axis, (label, values) in zip(figure.subplots(2, 3, sharey=True).flat, numbers.items(), strict=True):
-        for pair, title in GAINED:
-            gain = [found["scores"]["constant"]["gains"][pair] for found in scored.values()]
+        for background in ("constant", "saliency"):
+            rows = [row for row, found in enumerate(scored.values()) if background in found["scores"]]
+            gain = [list(scored.values())[row]["scores"][background]["gains"]["max - cam"] for row in rows]
             middle = 100 * np.array([each["difference"] for each in gain])
-            ends = 100 * np.array([each["interval"] for each in gain]).T
-            axis.errorbar(values, middle, np.abs(ends - middle), fmt="o", markersize=4, linewidth=1, label=title)
-        for name, value, height in zip(short(list(scored)), values, middle, strict=True):
-            axis.annotate(name, (value, height), (4, 3), textcoords="offset points", fontsize=7)
+            ends = 100 * np.array([each["interval"] for each in gain]).reshape(-1, 2).T
+            at = [values[row] for row in rows]
+            style = {"fmt": "o", "markersize": 4, "linewidth": 1, "label": f"background: {background}"}
+            axis.errorbar(at, middle, np.abs(ends - middle), **style)
+            for row, height in zip(rows, middle, strict=True):
+                axis.annotate(str(row + 1), (values[row], height), (3, 3), textcoords="offset points", fontsize=7)
         axis.axhline(0, color="grey", linewidth=1)
         axis.set_xlabel(label)
-    figure.supylabel("gain of the maximum in points of mIoU, 95 % interval")
-    figure.axes[0].legend()
+    figure.supylabel("gain of the maximum over the CAM in points of mIoU, 95 % interval")
+    figure.axes[0].legend(fontsize=8)
+    names = [f"{number}: {name}" for number, name in enumerate(short(list(scored)), 1)]
+    figure.supxlabel("\n".join("   ".join(names[start : start + 6]) for start in range(0, len(names), 6)), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
