@@ -139,7 +139,7 @@ network, optimizer, schedule = start()
 for step in tqdm(range(steps), "integral attention model"):
     batch, views, images = draw(step)
     soft_labels = accumulator.soft_labels(batch, views).to(device)
-    soft_labels = soft_labels.where(soft_labels > soft_labels.mean((2, 3), keepdim=True), 0)
+    soft_labels = soft_labels.where(soft_labels > soft_labels.mean((2, 3), keepdim=True), 0)  # 0: N-, else N+
     loss = hybrid_loss(network(images).score_maps, soft_labels)  # Eq. 7 on N+, 8 on N-, their sum: 9
     optimizer.zero_grad()
     loss.backward()

