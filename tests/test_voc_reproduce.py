@@ -158,6 +158,32 @@ def test_scores_are_of_the_list_and_the_classes_that_are_asked_for(voc, tmp_path
         evaluated.clear()
 
 
+@pytest.mark.slow
+def test_rows_that_are_left_out_are_not_trained(voc, tmp_path, monkeypatch, launched, capsys):  # noqa: F811
+    saliency = tmp_path / "saliency"
+    saliency.mkdir()
+    for file in (voc / "JPEGImages").iterdir():
+        with Image.open(file) as photograph:
+            Image.new("L", photograph.size, 200).save(saliency / f"{file.stem}.png")
+    options = ["--voc-root", voc, "--out", tmp_path / "out", *OPTIONS, "--seeds", 0]
+    options += ["--background", "saliency", "--saliency", saliency]
+    reproduce_with(monkeypatch, *options, "--table", 2, "--rows", "max", "cam")
+    exported = [o[o.index("--source") + 1] for script, o in launched if script == "export_attention.py"]
+    assert exported == ["cam", "max"]  # in the table's order
+    assert "train_integral.py" not in [script for script, _ in launched]
+    table = json.loads((tmp_path / "out/table2.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["CAM", "OAA, max (Eq. 5)"]
+    assert table["stages"].keys() == {"attention", "max_100"}
+    text = (tmp_path / "out/table2.md").read_text()
+    assert "accumulation" in text
+    assert "N-" not in text  # there is no integral model whose soft labels could be
+    labels = json.loads((tmp_path / "out/seed0/labels/max/settings.json").read_text())
+    assert labels["foreground_threshold"] == 0.3  # the release's, though recipe small has 0 for a constant
+    with pytest.raises(SystemExit):
+        reproduce_with(monkeypatch, *options, "--table", 1, 2, "--rows", "cam", "mce")
+    assert "table 1 has no row of cam or mce" in capsys.readouterr().err
+
+
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match="this same command goes on"):
         seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)

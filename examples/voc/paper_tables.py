@@ -53,11 +53,16 @@ TABLES = {
 }
 
 
+def chosen_rows(number: int, methods: list[str] | None) -> list[Row]:
+    """The rows of a table that are of these methods, or all."""
+    return [row for row in TABLES[number] if methods is None or row.method in methods]
+
+
 def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     """Run what a table needs; all its numbers."""
     seeds = [Seed(arguments, seed) for seed in arguments.seeds]
-    rows = []
-    for row in TABLES[number]:
+    chosen, rows = chosen_rows(number, arguments.rows), []
+    for row in chosen:
         each = {}
         for seed in seeds:
             scores = read_json(seed.val(row.method, row.proportion) / "scores.json")
@@ -66,8 +71,9 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         paper = row.paper.get(arguments.backbone, row.paper.get("vgg16"))
         rows.append({"row": row.title, "paper_val": paper, "seeds": each})
     first = seeds[0]
-    runs = [first.attention(), first.network(TABLES[number][-1].method)]
-    runs += [first.integral(row.method) for row in TABLES[number] if row.method in LOSSES]
+    last = chosen[-1]
+    runs = [first.attention(), first.network(last.method, last.proportion)]
+    runs += [first.integral(row.method) for row in chosen if row.method in LOSSES]
     return {
         "table": number,
         "commit": source_commit(),
@@ -84,24 +90,25 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
             "score_classes": rows[0]["seeds"][first.number]["cues"]["score_classes"],
         },
         "stages": {run.name: read_json(run / "settings.json") for run in dict.fromkeys(runs)},
-        "evaluation": read_json(first.val(TABLES[number][-1].method) / "settings.json")["settings"],
+        "evaluation": read_json(first.val(last.method, last.proportion) / "settings.json")["settings"],
         "rows": rows,
-        "diagnostics": {seed.number: diagnostics(seed) for seed in seeds},
+        "diagnostics": {seed.number: diagnostics(seed, chosen) for seed in seeds},
     }
 
 
-def diagnostics(seed: Seed) -> dict[str, Any]:
+def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
     """What decides whether accumulation pays, from the logs."""
 
     def read(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(read_lines(run / "log.csv")))
 
-    log, integral = read(seed.attention()), read(seed.integral("hybrid"))
-    return {
+    log, told = read(seed.attention()), {}
+    if any(row.method == "hybrid" for row in rows):
+        told["share_constrained"] = round(float(read(seed.integral("hybrid"))[-1]["share_constrained"]), 3)
+    return told | {
         "gate_pass_rate": [round(float(row["gate_pass_rate"]), 3) for row in log],
         "similarity": [round(float(row["similarity"]), 3) for row in log],
         "pairs_empty": int(float(log[-1]["pairs_empty"])),
-        "share_constrained": round(float(integral[-1]["share_constrained"]), 3),
         "accumulation_share": sum(float(r["accumulation_seconds"]) for r in log)
         / sum(float(r["seconds"]) for r in log),
     }
@@ -145,7 +152,8 @@ def markdown(table: dict[str, Any]) -> str:
         lines.append(
             f"- seed {seed}: gate pass rate by epoch {' '.join(f'{rate:.2f}' for rate in told['gate_pass_rate'])}; "
             f"pairs never accumulated {told['pairs_empty']}; cosine similarity of a pair's latest two maps "
-            f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; soft labels in N- "
-            f"{told['share_constrained']:.0%}; accumulation {told['accumulation_share']:.2%} of the training time"
+            f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; "
+            + (f"soft labels in N- {told['share_constrained']:.0%}; " if "share_constrained" in told else "")
+            + f"accumulation {told['accumulation_share']:.2%} of the training time"
         )
     return "\n".join(lines) + "\n"

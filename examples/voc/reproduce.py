@@ -10,7 +10,8 @@ best on the other. A constant background (--background threshold) is, for each r
 even half. --score-classes chooses the classes of every mean, and --score-split the list with masks that cues are scored
 on (a part of the training list); that of the segmentation network is chosen by --evaluation '--split NAME'. With
 --refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into labels; then
-everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf).
+everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf). --rows leaves out what need
+not be trained: `--rows cam max` is a table of two rows.
 
 Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
 side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
@@ -26,7 +27,7 @@ from deeplab import SEGMENTATION_NETWORKS
 from files import write_text
 from networks import BACKBONES
 from options import seed_number
-from paper_tables import TABLES, make_table, markdown
+from paper_tables import TABLES, chosen_rows, make_table, markdown
 from recipes import RECIPES
 from scores import add_score_classes
 from seeds import Seed
@@ -52,6 +53,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results; what is done there is skipped")
     parser.add_argument("--table", type=int, choices=TABLES, nargs="+", default=[])
+    parser.add_argument(
+        "--rows",
+        choices=dict.fromkeys(row.method for rows in TABLES.values() for row in rows),
+        nargs="+",
+        help="rows of the tables, by the maps that they are of (default: all)",
+    )
     parser.add_argument("--figure", type=int, choices=(1, 4, 5), nargs="+", default=[])
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="default: paper")
@@ -85,6 +92,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.table and not arguments.figure:
         parser.error("say what to make: --table 1 2 3, --figure 1 4 5")
+    for number in arguments.table:
+        if not chosen_rows(number, arguments.rows):
+            parser.error(f"table {number} has no row of {' or '.join(arguments.rows)} (--rows)")
     arguments.background = arguments.background or RECIPES[arguments.recipe].labels.background
     if (arguments.background == "saliency") != (arguments.saliency is not None):
         parser.error(

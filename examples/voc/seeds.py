@@ -13,6 +13,7 @@ from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import read_json, write_text
 from options import training_split
+from recipes import Labels
 from scores import chosen_classes, names_of
 
 HERE = Path(__file__).parent
@@ -89,7 +90,8 @@ class Seed:
         """Stage 3, proxy labels."""
         options = ["--maps", self.maps(method), "--split", self.split, "--background", self.background, *self._recipe()]
         if self.background == "saliency":
-            options += ["--saliency", self.arguments.saliency]
+            # The paper's threshold in every recipe: that of `small` is made for a constant.
+            options += ["--saliency", self.arguments.saliency, "--foreground-threshold", Labels().foreground_threshold]
         elif self.background == "threshold":
             options += ["--background-level", self.level(method), "--foreground-threshold", 0]  # the level decides
         return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])
