@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -228,6 +229,13 @@ def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, mo
     assert shares[0] == 100
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 3
+
+
+def test_figure_5_without_masks_is_refused_before_anything_is_trained(voc, tmp_path, monkeypatch, launched):  # noqa: F811
+    root = shutil.copytree(voc, tmp_path / "voc", ignore=shutil.ignore_patterns("SegmentationClass"))
+    with pytest.raises(SystemExit, match="no image of train has a mask"):
+        reproduce_with(monkeypatch, "--voc-root", root, "--out", tmp_path / "out", *OPTIONS, "--figure", 5)
+    assert launched == []
 
 
 @pytest.mark.slow

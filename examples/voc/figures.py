@@ -50,9 +50,7 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
     """
     names = list(finished(run)[1]["snapshots"]["latest"])
     if not all(data.has_mask(name) for name in names):
-        known = [name for name in data.names if data.has_mask(name) and data.class_ids(name)]
-        if not known:
-            raise SystemExit(f"no image of {data.split} has a mask: there is no truth to draw")
+        known = with_masks(data)
         names = known[:: max(len(known) // max(len(names), 1), 1)][: len(names)]
     rows = []
     for name in names:
@@ -64,6 +62,14 @@ def comparison(data: VOCFolder, run: Path, maps: dict[str, Path], labels: Path, 
         rows.append([photograph, *heat, *ends])
     titles = ["image", *maps, "proxy label", "truth"]
     contact_sheet(rows, titles, [data.classes[data.class_ids(name)[0]] for name in names]).savefig(out, dpi=110)
+
+
+def with_masks(data: VOCFolder) -> list[str]:
+    """The images of figure 5: those that show a class and have a mask; without any there is none."""
+    names = [name for name in data.names if data.has_mask(name) and data.class_ids(name)]
+    if not names:
+        raise SystemExit(f"no image of {data.split} has a mask: there is no truth to draw")
+    return names
 
 
 def segmentations(

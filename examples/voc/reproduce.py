@@ -122,6 +122,7 @@ def make_figure(arguments: argparse.Namespace, number: int) -> None:
         val = VOCFolder(arguments.voc_root, "val")
         figures.segmentations(val, {"OAA": seed.val("max"), "OAA+": seed.val("hybrid")}, out)
     else:
+        figures.with_masks(train)  # now, rather than after the trainings
         titles = {"CAM": "cam", "OAA": "max", "OAA+": "hybrid", "OAA+-MCE": "mce"}
         maps = {title: seed.maps(method) for title, method in titles.items()}
         figures.comparison(train, seed.attention(), maps, seed.labels("hybrid"), out)
