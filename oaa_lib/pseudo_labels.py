@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from oaa_lib.arguments import WHOLE, floats, number, shown, whole_number
+from oaa_lib.arguments import WHOLE, flag, floats, number, shown, whole_number
 
 LARGEST = 2**24  # labels are put together in float32, which is exact up to here
 
@@ -21,6 +21,7 @@ def pseudo_label_from_cues(
     uncertain_saliency: float = 32 / 255,
     strong_attention: float = 0.8,
     min_foreground: float = 0.01,
+    rescale: bool = True,
     background: float | Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
@@ -28,7 +29,7 @@ def pseudo_label_from_cues(
 
     The rule of the authors' release, which settles what the paper leaves open:
 
-    1. Channels: background = 1 - saliency, and each class's attention, min-max rescaled over the image.
+    1. Channels: background = 1 - saliency, and each class's attention, min-max rescaled over the image (``rescale``).
     2. Values below ``foreground_threshold`` become 0, in the background too.
     3. Each pixel takes the channel of its maximum; ties go to the earlier channel, the background first.
     4. Conflict: two or more channels above ``conflict_threshold`` -> ignored.
@@ -45,6 +46,7 @@ def pseudo_label_from_cues(
         uncertain_saliency: see 5.
         strong_attention: see 5.
         min_foreground: share of the pixels, see 6.
+        rescale: see 1.; False takes the maps as they are, for thresholds that were chosen on maps as they are.
         background: the background channel instead of 1 - saliency, a constant or (H, W) float in [0, 1]. It becomes 0
             below ``foreground_threshold`` like everything else (see 2.): for a low one lower that, too.
         ignore_index: the value of ignored pixels.
@@ -78,11 +80,18 @@ def pseudo_label_from_cues(
     advice = "; divide 8-bit values by 255, percents by 100"
     options = {name: number(name, share, 0, 1, advice=advice) for name, share in options.items()}
     back = _background_cue(background, saliency, attention)
-    return _label(attention, class_ids, saliency, back, ignore_index=ignore_index, **options)
+    objects = _rescaled(attention) if flag("rescale", rescale) else attention
+    return _label(objects, class_ids, saliency, back, ignore_index=ignore_index, **options)
+
+
+def _rescaled(attention: Tensor) -> Tensor:
+    """Each map from 0 to 1; one without contrast becomes 0."""
+    low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
+    return (attention - low).div_(torch.where(high > low, high - low, 1))
 
 
 def _label(
-    attention: Tensor,
+    objects: Tensor,
     class_ids: Tensor,
     saliency: Tensor | None,
     back: Tensor,
@@ -95,10 +104,7 @@ def _label(
     ignore_index: int,
 ) -> Tensor:
     """The rules of `pseudo_label_from_cues`, by their numbers. Masks are 1.0 and 0.0, see `_mask`."""
-    # 1. Channels
-    low, high = attention.amin((1, 2), keepdim=True), attention.amax((1, 2), keepdim=True)
-    objects = (attention - low).div_(torch.where(high > low, high - low, 1))
-    channels = [back, *objects]
+    channels = [back, *objects]  # 1.
     # 2. What is too weak becomes 0
     kept = (_mask(torch.ge, channel, foreground_threshold).mul_(channel) for channel in channels)
     # 3. The strongest wins; a later channel must be stronger than all before it

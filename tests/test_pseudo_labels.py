@@ -11,6 +11,7 @@ DEFAULTS = {
     "uncertain_saliency": 32 / 255,
     "strong_attention": 0.8,
     "min_foreground": 0.01,
+    "rescale": True,
     "ignore_index": 255,
 }
 
@@ -20,7 +21,7 @@ def naive(attention, classes, saliency, background, options):
     height, width = len(saliency or background), len((saliency or background)[0])
     objects = []
     for values in attention:
-        low, high = min(map(min, values)), max(map(max, values))
+        low, high = (min(map(min, values)), max(map(max, values))) if options["rescale"] else (0, 1)
         objects.append([[(v - low) / (high - low) if high > low else 0.0 for v in row] for row in values])
     label = [[0] * width for _ in range(height)]
     for y in range(height):
@@ -72,6 +73,7 @@ def options(draw):
         "conflict_threshold": draw(tenths),
         "strong_attention": draw(tenths),
         "min_foreground": draw(st.sampled_from([0.0, 0.01, 0.2, 0.5])),
+        "rescale": draw(st.booleans()),
         "ignore_index": draw(st.sampled_from([255, -1, 21])),
     }
     return draw(st.sampled_from([DEFAULTS, chosen]))

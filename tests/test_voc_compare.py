@@ -104,7 +104,17 @@ def test_laws():
 @pytest.fixture
 def root(tmp_path):
     """Nine images with masks, two folders of maps and two of label images."""
-    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "a", "b", "labels_a", "labels_b"):
+    for part in (
+        "JPEGImages",
+        "SegmentationClass",
+        "ImageSets/Segmentation",
+        "a",
+        "b",
+        "a_whole",
+        "b_whole",
+        "labels_a",
+        "labels_b",
+    ):
         (tmp_path / part).mkdir(parents=True)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     rng, rows = np.random.default_rng(0), []
@@ -120,6 +130,7 @@ def root(tmp_path):
             attention = np.where((mask > 0) & (mask < 255), 150, 60) + rng.integers(-noise, noise, size)
             attention = attention.clip(0, 255).astype(np.uint8)
             Image.fromarray(attention).save(tmp_path / f"{method}/{name}_{c}.png")
+            Image.fromarray(attention).save(tmp_path / f"{method}_whole/{name}.png")
             label = np.where(attention > 100, c + 1, 0).astype(np.uint8)
             label[:, 0] = 255
             write_label(tmp_path / f"labels_{method}/{name}.png", label)
@@ -146,6 +157,12 @@ def test_each_folder_is_scored_as_evaluate_cues_does(root):
     scores = [evaluate_labels(data, root / f"labels_{method}")["mean_iou"] for method in "ab"]
     assert [found["mean_iou"], found["against_mean_iou"]] == pytest.approx(scores, abs=1e-12)
 
+    text = run("compare.py", *compare, "--against", root / "b", "--maps", root / "a", "--saliency", root / "a_whole")
+    found = json.loads((root / "out/d.json").read_text())[str(root / "a")]
+    scores = [evaluate_maps(data, root / method, saliency=root / "a_whole")["mean_iou"] for method in "ab"]
+    assert [found["mean_iou"], found["against_mean_iou"]] == pytest.approx(scores, abs=1e-12)
+    assert abs(scores[0] - ours) > 0.01
+
     fixed = [*compare, "--background-level", 0.4, "--score-classes", "background,dog"]
     text = run("compare.py", *fixed, "--against", root / "b", "--maps", root / "a")
     assert " over background,dog on 9 images" in text
@@ -170,6 +187,7 @@ def test_each_folder_is_scored_as_evaluate_cues_does(root):
         (["--labels", "labels_a", "--against", "labels_b", "--background-level", 0.5], "expected a threshold of maps"),
         (["--labels", "labels_a", "--against", "a"], "cannot be read"),
         (["--maps", "a", "--against", "b", "--score-classes", "cat,dgo"], "did you mean 'dog'?"),
+        (["--maps", "a", "--against", "b", "--saliency", "absent"], "absent: expected a folder, and maps (--maps)"),
         (["--against", "b"], "one of the arguments --maps --labels is required"),
     ],
 )

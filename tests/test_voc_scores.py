@@ -241,6 +241,61 @@ def test_the_mean_and_the_thresholds_are_of_the_chosen_classes(root):
     assert len({tuple(best) for best in seen.values()}) > 1
 
 
+def test_with_saliency_a_pixel_shows_its_strongest_map_where_that_beats_the_rest_of_1(root):
+    """By loops, with two classes in one image, a map without contrast, and a threshold for each half."""
+    rng, data_lines = np.random.default_rng(0), ["a 0 1", "b 0", "c 1", "d 1"]
+    (root / "ImageSets/Segmentation/train_cls.txt").write_text("\n".join(data_lines))
+    (root / "saliency").mkdir()
+    for line in data_lines:
+        name, *classes = line.split()
+        for c in classes:
+            attention = rng.integers(20, 200, SIZE) if (name, c) != ("d", "1") else np.full(SIZE, 90)
+            Image.fromarray(attention.astype(np.uint8)).save(root / f"maps/{name}_{c}.png")
+        Image.fromarray(rng.integers(0, 256, SIZE).astype(np.uint8)).save(root / f"saliency/{name}.png")
+    data = VOCFolder(root, "train")
+    result = evaluate_maps(data, root / "maps", saliency=root / "saliency")
+    counts = {c: [0, 0] for c in range(3)}
+    for row, name in enumerate("abcd"):
+        truth, back = data.mask(name).numpy(), 1 - np.asarray(Image.open(root / f"saliency/{name}.png")) / 255
+        cues = {c: np.asarray(Image.open(root / f"maps/{name}_{c}.png")).astype(float) for c in data.class_ids(name)}
+        for c, cue in cues.items():
+            cues[c] = (cue - cue.min()) / max(cue.max() - cue.min(), 1)
+        for place in np.ndindex(SIZE):
+            strongest = max(cues, key=lambda c: cues[c][place])
+            value = cues[strongest][place]
+            found = value > back[place] and round(value * 255) >= round(result["thresholds"][row % 2] * 255)
+            shown = strongest + 1 if found else 0
+            for c in range(3):
+                counts[c][0] += shown == c == truth[place]
+                counts[c][1] += c in (shown, truth[place])
+    assert result["mean_iou"] == pytest.approx(np.mean([both / either for both, either in counts.values()]))
+    assert result["mean_iou"] != evaluate_maps(data, root / "maps")["mean_iou"]
+    text = evaluate(root, "--maps", root / "maps", "--saliency", root / "saliency")
+    assert f" {100 * result['mean_iou']:.2f}" in text
+    (root / "saliency/c.png").unlink()
+    text = evaluate(root, "--maps", root / "maps", "--saliency", root / "saliency", expect=1)
+    assert "lacks 1 of 4 images, first c.png" in text
+    assert "and maps (--maps)" in evaluate(root, "--labels", root / "labels", "--saliency", root / "saliency", expect=2)
+
+
+def test_what_is_scored_at_a_threshold_is_what_becomes_labels(root):
+    """Recipe small leaves maps as they are, at every stage; other recipes min-max them."""
+    rng = np.random.default_rng(0)
+    for row, name in enumerate("abcd"):
+        attention = rng.integers(60, 190, SIZE).astype(np.uint8)
+        attention[0, :2] = 60, 189
+        Image.fromarray(attention).save(root / f"maps/{name}_{row // 2}.png")
+    options = ["--voc-root", root, "--maps", root / "maps", "--background", "threshold", "--background-level", 0.4]
+    options += ["--foreground-threshold", 0]
+    for recipe, low, high in (("small", 0, 255), ("paper", 60, 189)):
+        run("make_pseudo_labels.py", *options, "--recipe", recipe, "--out", root / recipe)
+        for row, name in enumerate("abcd"):
+            attention = np.asarray(Image.open(root / f"maps/{name}_{row // 2}.png")).astype(float)
+            label = np.asarray(Image.open(root / f"{recipe}/{name}.png"))
+            expected = (attention - low) / (high - low) > 0.4
+            assert ((label == row // 2 + 1) == expected).all()
+
+
 @pytest.mark.parametrize("kind", ["maps", "labels"])
 def test_the_choice_is_printed_with_every_number_and_written(root, kind):
     spoil(root)

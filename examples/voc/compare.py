@@ -4,9 +4,9 @@
 
 A paired bootstrap: as many images as there are are drawn with replacement, the same ones for both methods, and both are
 scored anew, by global counts; 10,000 times. Every folder is scored as evaluate_cues.py scores it: maps at the threshold
-that is best on the other half of the images (or at --background-level), label images (--labels) as they are, without
-their ignored pixels. Thresholds are not chosen again for each draw, and the intervals are those of the choice of
-images: how much another seed of the training would change is not in them.
+that is best on the other half of the images (or at --background-level), with a constant background or --saliency; label
+images (--labels) as they are, without their ignored pixels. Thresholds are not chosen again for each draw, and the
+intervals are those of the choice of images: how much another seed of the training would change is not in them.
 """
 
 import argparse
@@ -31,23 +31,24 @@ from oaa_lib import ConfusionMatrix, ThresholdSweep
 CHUNK = 500  # resamples at a time, so that memory stays flat
 
 
-def counts_of_maps(data: VOCFolder, maps: Path, levels: Sequence[float]) -> Tensor:
+def counts_of_maps(data: VOCFolder, maps: Path, levels: Sequence[float], saliency: Path | None = None) -> Tensor:
     """(N, 3, C + 1) int64 of each image: pixels that are right, of the truth, and shown.
 
     Args:
         data: the images.
         maps: their maps.
         levels: the thresholds of even and odd rows, or one for all.
+        saliency: folder of saliency maps, see `read_cues`.
     """
-    check_maps(data, maps)
-    count = partial(count_map, data=data, maps=maps, levels=levels)
+    check_maps(data, maps, saliency)
+    count = partial(count_map, data=data, maps=maps, levels=levels, saliency=saliency)
     return torch.stack(on_all_cores(count, range(len(data)), str(maps)))
 
 
-def count_map(row: int, *, data: VOCFolder, maps: Path, levels: Sequence[float]) -> Tensor:
+def count_map(row: int, *, data: VOCFolder, maps: Path, levels: Sequence[float], saliency: Path | None) -> Tensor:
     """The same of one image, (3, C + 1)."""
     sweep = ThresholdSweep(len(data.classes))
-    sweep_image(data.names[row], sweep, folder=data, maps=maps)
+    sweep_image(data.names[row], sweep, folder=data, maps=maps, saliency=saliency)
     return marginals(sweep.at(levels[row % len(levels)]))
 
 
@@ -135,15 +136,22 @@ def paired_differences(
 
 
 def read_counts(
-    data: VOCFolder, folder: Path, scored: Sequence[int], *, are_labels: bool, level: float | None
+    data: VOCFolder,
+    folder: Path,
+    scored: Sequence[int],
+    *,
+    are_labels: bool,
+    level: float | None = None,
+    saliency: Path | None = None,
 ) -> Tensor:
     """The counts of a folder, at its own thresholds if none is given."""
     if are_labels:
         if evaluate_labels(data, folder, scored)["mean_iou"] is None:
             raise SystemExit(f"{folder}: no pixel of a class is left to compare, all are ignored")
         return counts_of_labels(data, folder)
-    levels = evaluate_maps(data, folder, scored=scored)["thresholds"] if level is None else [level]
-    return counts_of_maps(data, folder, levels)
+    own = level is None
+    levels = evaluate_maps(data, folder, scored=scored, saliency=saliency)["thresholds"] if own else [level]
+    return counts_of_maps(data, folder, levels, saliency)
 
 
 def main() -> None:
@@ -153,9 +161,8 @@ def main() -> None:
     if len(data) < 2:
         raise SystemExit(f"{arguments.split} names one image; a bootstrap needs at least 2, and says little below 50")
     scored = chosen_classes(arguments.score_classes, data.classes)
-    read = partial(
-        read_counts, data, scored=scored, are_labels=bool(arguments.labels), level=arguments.background_level
-    )
+    how = {"level": arguments.background_level, "saliency": arguments.saliency}
+    read = partial(read_counts, data, scored=scored, are_labels=bool(arguments.labels), **how)
 
     folders, results = list(dict.fromkeys(arguments.maps or arguments.labels)), {}
     counts = {"": read(arguments.against)} | {str(folder): read(folder) for folder in folders}
@@ -188,6 +195,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--background-level", type=float, help="one threshold for all maps (default: each folder's own, two-fold)"
     )
+    parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png, for maps")
     add_score_classes(parser)
     parser.add_argument("--resamples", type=int, default=10_000, help="default: 10000")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
@@ -198,6 +206,10 @@ def parse_arguments() -> argparse.Namespace:
     level = arguments.background_level
     if level is not None and (arguments.labels or not 0 <= level <= 1):
         parser.error(f"--background-level: expected a threshold of maps in [0, 1], got {level}")
+    if arguments.saliency and (arguments.labels or not arguments.saliency.is_dir()):
+        parser.error(
+            f"--saliency {arguments.saliency}: expected a folder, and maps (--maps) that it is the background of"
+        )
     return arguments
 
 

@@ -4,7 +4,8 @@ Cues: a pixel belongs to the class of its strongest map, or to the background wh
 map folder gets its own threshold, since the best one differs by method. It is never chosen on the images it is reported
 for: on the train split each half is scored with the threshold that is best on the other half; on another split with
 --threshold-from, the best one on the train split's maps. --split may name a part of the list that the maps were made
-for.
+for. With --saliency a pixel is background, too, where 1 - saliency is not below its strongest map (each map
+min-maxed over its image): the paper's background cue, and still a threshold for each folder.
 
 The mean is over all classes that occur, or over those of --score-classes, which then choose the thresholds too: where
 some classes have only a few masks, a mean over all of them is mostly noise.
@@ -17,10 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from data import VOCFolder
 from files import ends_with, write_text
-from maps import check_maps, map_files, read_map
+from maps import check_maps, read_cues
 from parallel import on_all_cores
 from scores import (
     absent_classes,
@@ -79,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threshold-from", type=Path, nargs="*", help="train-split maps, one folder for each of --maps"
     )
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="folders of label images NAME.png")
+    parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png, for --maps")
     add_score_classes(parser)
     parser.add_argument("--json", type=Path, help="also write all numbers here, those of each class too")
     parser.add_argument(
@@ -91,6 +92,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give one --threshold-from folder for each --maps folder")
     if arguments.curve and not arguments.maps:
         parser.error("--curve draws the scores of --maps: give at least one folder")
+    if arguments.saliency and not (arguments.maps and arguments.saliency.is_dir()):
+        parser.error(
+            f"--saliency {arguments.saliency}: expected a folder, and maps (--maps) that it is the background of"
+        )
     return arguments
 
 
@@ -115,7 +120,8 @@ def print_scores(arguments: argparse.Namespace, data: VOCFolder, scored: Sequenc
 
     print(f"{'maps':40} {'split':>6} {'images':>6} {'mIoU %':>7} {'threshold':>11} {'oracle':>7}")
     for position, folder in enumerate(arguments.maps):
-        result = evaluate_maps(data, folder, (train, sources[position]) if sources else None, scored)
+        threshold_from = (train, sources[position]) if sources else None
+        result = evaluate_maps(data, folder, threshold_from, scored, arguments.saliency)
         levels = "/".join(f"{level:.2f}" for level in result["thresholds"])
         begun = state(folder, result)
         print(f"{begun} {levels:>11} {100 * result['oracle_mean_iou']:7.2f}{chosen}")
@@ -131,6 +137,7 @@ def evaluate_maps(
     folder: Path,
     threshold_from: tuple[VOCFolder, Path] | None = None,
     scored: Sequence[int] | None = None,
+    saliency: Path | None = None,
 ) -> dict[str, Any]:
     """Scores of one map folder.
 
@@ -139,14 +146,15 @@ def evaluate_maps(
         folder: of their maps; it may hold those of further images.
         threshold_from: images and maps whose best threshold is taken, or None for that of the other half.
         scored: of `chosen_classes`, or None for all; the mean that thresholds are chosen by is over these too.
+        saliency: folder of saliency maps, see `read_cues`.
     """
     scored = chosen_classes(None, data.classes) if scored is None else scored
-    even, odd = sweep_cues(data, folder)
+    even, odd = sweep_cues(data, folder, saliency)
     check_cues(data, even, odd, scored, by_halves=threshold_from is None)
     if threshold_from is None:
         levels = best_threshold(odd, scored), best_threshold(even, scored)
     else:
-        other = sweep_cues(*threshold_from)
+        other = sweep_cues(*threshold_from, saliency)
         check_cues(threshold_from[0], *other, scored, by_halves=False)
         levels = (best_threshold(other[0].merge(other[1]), scored),) * 2
     matrix = even.at(levels[0]).merge(odd.at(levels[1]))
@@ -170,11 +178,11 @@ def evaluate_maps(
     }
 
 
-def sweep_cues(folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, ThresholdSweep]:
+def sweep_cues(folder: VOCFolder, maps: Path, saliency: Path | None = None) -> tuple[ThresholdSweep, ThresholdSweep]:
     """Two halves of the images, even rows and odd rows, at every threshold; counted on all cores."""
-    check_maps(folder, maps)
+    check_maps(folder, maps, saliency)
     groups = [range(start, min(start + 16, len(folder))) for start in range(0, len(folder), 16)]
-    parts = on_all_cores(partial(sweep_images, folder=folder, maps=maps), groups, str(maps))
+    parts = on_all_cores(partial(sweep_images, folder=folder, maps=maps, saliency=saliency), groups, str(maps))
     even, odd = ThresholdSweep(len(folder.classes)), ThresholdSweep(len(folder.classes))
     for part in parts:
         even.merge(part[0])
@@ -182,21 +190,21 @@ def sweep_cues(folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, Threshold
     return even, odd
 
 
-def sweep_images(rows: Sequence[int], *, folder: VOCFolder, maps: Path) -> tuple[ThresholdSweep, ThresholdSweep]:
+def sweep_images(
+    rows: Sequence[int], *, folder: VOCFolder, maps: Path, saliency: Path | None
+) -> tuple[ThresholdSweep, ThresholdSweep]:
     """The same of some of the images."""
     halves = ThresholdSweep(len(folder.classes)), ThresholdSweep(len(folder.classes))
     for row in rows:
-        sweep_image(folder.names[row], halves[row % 2], folder=folder, maps=maps)
+        sweep_image(folder.names[row], halves[row % 2], folder=folder, maps=maps, saliency=saliency)
     return halves
 
 
-def sweep_image(name: str, sweep: ThresholdSweep, *, folder: VOCFolder, maps: Path) -> None:
+def sweep_image(name: str, sweep: ThresholdSweep, *, folder: VOCFolder, maps: Path, saliency: Path | None) -> None:
     """Count one image."""
-    truth, class_ids = folder.mask(name), folder.class_ids(name)
-    size = (truth.shape[0], truth.shape[1])
-    stack = [read_map(maps / file, size) for file in map_files(folder, name)]
-    attention = torch.stack(stack) if stack else torch.empty(0, *size)
-    sweep.update(attention, class_ids, truth)
+    truth = folder.mask(name)
+    cues = read_cues(folder, name, (truth.shape[0], truth.shape[1]), maps, saliency)
+    sweep.update(cues, folder.class_ids(name), truth)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def make_label(
     elif settings.background == "power":
         strongest = attention.amax(0) if len(attention) else torch.zeros(size)
         background = (1 - strongest) ** settings.background_level
-    rules = {rule: getattr(settings, rule) for rule in RULES}
+    rules = {rule: getattr(settings, rule) for rule in RULES} | {"rescale": settings.stretch}
     label = pseudo_label_from_cues(attention, folder.class_ids(name), salient, background=background, **rules)
     write_label(out / f"{name}.png", label.numpy().astype(np.uint8))
     return (label == 255).float().mean().item()

@@ -10,6 +10,8 @@ from images import DRAWN, load, png
 from PIL import Image
 from torch import Tensor
 
+from oaa_lib import normalize_attention
+
 
 def map_files(folder: VOCFolder, name: str) -> list[str]:
     """The names of the files of an image's maps, one for each of its classes."""
@@ -41,8 +43,24 @@ def read_map(path: Path, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def check_maps(folder: VOCFolder, maps: Path) -> None:
+def read_cues(folder: VOCFolder, name: str, size: tuple[int, int], maps: Path, saliency: Path | None = None) -> Tensor:
+    """(K, H, W) of an image's classes, uint8 as they are.
+
+    With a folder of saliency maps float32 in [0, 1]: each map min-maxed over its image, as in the authors' PyTorch
+    program, and 0 where it does not exceed 1 - saliency, the paper's background cue.
+    """
+    found = [read_map(maps / file, size) for file in map_files(folder, name)]
+    attention = torch.stack(found) if found else torch.empty(0, *size)
+    if saliency is None or not found:
+        return attention
+    cues = normalize_attention(attention.float(), method="minmax")
+    return cues * (cues > 1 - read_map(png(saliency, name), folder.drawn_size(name)).float() / 255)
+
+
+def check_maps(folder: VOCFolder, maps: Path, saliency: Path | None = None) -> None:
     """End where the maps were made for another list, which lacks some of the images or gives them other labels."""
+    if saliency is not None:
+        check_saliency(folder, saliency)
     missing = {
         name: [c for c in folder.class_ids(name) if not png(maps, f"{name}_{c}").exists()] for name in folder.names
     }
@@ -57,3 +75,10 @@ def check_maps(folder: VOCFolder, maps: Path) -> None:
         f"{path} is missing; run export_attention.py for this split first (--split {folder.split}): {len(without)} of "
         f"its {len(folder)} images have no map of one of their classes, first {first} ({shows}){made}"
     )
+
+
+def check_saliency(folder: VOCFolder, saliency: Path) -> None:
+    """End where an image has no saliency map."""
+    missing = [name for name in folder.names if not png(saliency, name).exists()]
+    if missing:
+        raise SystemExit(f"--saliency {saliency} lacks {len(missing)} of {len(folder)} images, first {missing[0]}.png")

@@ -66,8 +66,10 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         each = {}
         for seed in seeds:
             scores = read_json(seed.val(row.method, row.proportion) / "scores.json")
-            cues = {key: value for key, value in seed.cues(row.method).items() if not key.startswith("curve")}
-            each[seed.number] = {"val": scores, "cues": cues, "background_level": seed.level(row.method)}
+            each[seed.number] = {"val": scores, "background_level": seed.level(row.method)}
+            for kind, found in (("cues", seed.cues), ("cues_with_saliency", seed.cues_with_saliency)):
+                cues = found(row.method) or {}
+                each[seed.number][kind] = {key: value for key, value in cues.items() if not key.startswith("curve")}
         paper = row.paper.get(arguments.backbone, row.paper.get("vgg16"))
         rows.append({"row": row.title, "paper_val": paper, "seeds": each})
     first = seeds[0]
@@ -123,6 +125,8 @@ def markdown(table: dict[str, Any]) -> str:
 
     head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
     head += ["cues, train mIoU", "spread", "per seed", "precision", "recall", "background"]
+    with_saliency = table["background"] == "saliency"
+    head += ["cues with saliency", "spread", "per seed"] * with_saliency
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in table["rows"]:
         seeds = list(row["seeds"].values())
@@ -133,6 +137,9 @@ def markdown(table: dict[str, Any]) -> str:
         found = [[seed["cues"]["foreground"][share] for seed in seeds] for share in ("precision", "recall")]
         shares = ["-" if None in share else f"{statistics.mean(100 * value for value in share):.0f}" for share in found]
         cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
+        if with_saliency:
+            scores = [seed["cues_with_saliency"].get("mean_iou") for seed in seeds]
+            cells_of_row += ["-"] * 3 if None in scores else cells([100 * score for score in scores])
         lines.append(f"| {' | '.join(cells_of_row)} |")
     one = next(iter(table["rows"][0]["seeds"].values()))
     chosen, names = table["data"]["score_classes"], one["cues"]["class_iou"]

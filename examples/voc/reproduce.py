@@ -6,12 +6,13 @@
 Table 1: OAA and OAA+ with a backbone. Table 2: how attention is accumulated and what OAA+ is trained with. Table 3:
 OAA+ for a share of the training images. Each row has the mean IoU on val of a segmentation network trained on the row's
 proxy labels, and that of the cues themselves on the training images, each half of these scored at the threshold that is
-best on the other. A constant background (--background threshold) is, for each row, the threshold that is best on the
-even half. --score-classes chooses the classes of every mean, and --score-split the list with masks that cues are scored
-on (a part of the training list); that of the segmentation network is chosen by --evaluation '--split NAME'. With
---refine the maps follow the photograph's edges (refine_cues.py) before they are scored and made into labels; then
-everything after has a folder of its own beside the others (tableN_crf.md, labels/max_crf). --rows leaves out what need
-not be trained: `--rows cam max` is a table of two rows.
+best on the other: with a constant background, and with saliency where the labels have it. A constant (--background
+threshold) is, for each row, the threshold that is best on the even half. --score-classes chooses the classes of every
+mean, and --score-split the list with masks that cues are scored on (a part of the training list); that of the
+segmentation network is chosen by --evaluation '--split NAME'. With --refine the maps follow the photograph's edges
+(refine_cues.py) before they are scored and made into labels; then everything after has a folder of its own beside the
+others (tableN_crf.md, labels/max_crf). --rows leaves out what need not be trained: `--rows cam max` is a table of two
+rows.
 
 Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
 side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.

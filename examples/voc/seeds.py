@@ -12,6 +12,7 @@ from typing import Any
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import read_json, write_text
+from images import png
 from options import training_split
 from recipes import Labels
 from scores import chosen_classes, names_of
@@ -68,19 +69,28 @@ class Seed:
             options += ["--device", self.arguments.device]
         return self._stage("refine_cues.py", f"maps/{method}{self.suffix}", options)
 
-    def scores(self, maps: Path) -> dict[str, Any]:
+    def scores(self, maps: Path, saliency: Path | None = None) -> dict[str, Any]:
         """Scores of a folder of maps on the images of VOC's train split, which have masks of VOC's quality."""
-        record, data = maps / "scores.json", VOCFolder(self.arguments.voc_root, self.arguments.score_split)
+        data = VOCFolder(self.arguments.voc_root, self.arguments.score_split)
+        record = maps / ("scores_with_saliency.json" if saliency else "scores.json")
         scored = chosen_classes(self.arguments.score_classes, data.classes)
         asked = {"split": data.split, "score_classes": names_of(scored, data.classes)}
+        asked |= {"saliency": str(saliency)} if saliency else {}
         found = read_json(record) if record.exists() else {}
         if any(found.get(key) != value for key, value in asked.items()):
-            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored)))
+            write_text(record, json.dumps(asked | evaluate_maps(data, maps, scored=scored, saliency=saliency)))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
-        """Scores of the maps that become labels."""
+        """Scores of the maps that become labels, with a constant background."""
         return self.scores(self.maps(method))
+
+    def cues_with_saliency(self, method: str) -> dict[str, Any] | None:
+        """The same with saliency as the background; None with another cue, or where an image has no saliency map."""
+        saliency, scored = self.arguments.saliency, VOCFolder(self.arguments.voc_root, self.arguments.score_split)
+        if self.background != "saliency" or not all(png(saliency, name).exists() for name in scored.names):
+            return None
+        return self.scores(self.maps(method), saliency)
 
     def level(self, method: str) -> float | None:
         """The constant background: that which is best on the even half of the train split; None with another cue."""
@@ -90,8 +100,9 @@ class Seed:
         """Stage 3, proxy labels."""
         options = ["--maps", self.maps(method), "--split", self.split, "--background", self.background, *self._recipe()]
         if self.background == "saliency":
-            # The paper's threshold in every recipe: that of `small` is made for a constant.
-            options += ["--saliency", self.arguments.saliency, "--foreground-threshold", Labels().foreground_threshold]
+            # The paper's rule in every recipe: that of `small` is made for a constant.
+            options += ["--saliency", self.arguments.saliency, "--stretch"]
+            options += ["--foreground-threshold", Labels().foreground_threshold]
         elif self.background == "threshold":
             options += ["--background-level", self.level(method), "--foreground-threshold", 0]  # the level decides
         return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])

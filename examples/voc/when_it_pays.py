@@ -8,7 +8,8 @@ pass rate and the similarity of consecutive maps at the end; how many maps a pai
 accumulated; and by how much the area of the cumulative map exceeds that of the last single map.
 
 With --voc-root the run's maps are scored, too: precision, recall and area of the CAM, and what accumulation gains, with
-95 % intervals (compare.py), with a constant background and with --saliency. The table has the maximum over the CAM and
+95 % intervals (compare.py), with a constant background and with --saliency, each kind of map at thresholds of its own.
+The table has the maximum over the CAM and
 over the flip-averaged CAM; --json has the gains of every method over every control. Maps that RUN/maps does not hold
 for all images of --split are made first, in RUN/maps_SPLIT: cam, cam_flip, mean and max, and mce and hybrid where there
 are finished folders of train_integral.py of that name. cam_ms, which takes as much inference as 15 CAMs, is scored
@@ -19,30 +20,21 @@ where it is there.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from compare import counts_of_maps, marginals, mean_iou, paired_differences
+from compare import counts_of_maps, paired_differences
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import ends_with, read_json, write_text
-from images import png
-from maps import map_files, read_map
-from parallel import on_all_cores
+from maps import check_saliency, map_files
 from scores import add_score_classes, chosen_classes, names_of
 from seeds import LOSSES, launch
 from signs import expectation, from_json, signs, to_json
 from texts import read_text
-from torch import Tensor
 from training import finished
 
-from oaa_lib import ConfusionMatrix, pseudo_label_from_cues
-
 CONTROLS, METHODS = ("cam", "cam_flip", "cam_ms"), ("mean", "max", *LOSSES)
-# A pixel is background where neither attention nor 1 - saliency reaches 0.3, or the latter is the highest
-RULE = {"foreground_threshold": 0.3, "conflict_threshold": 1, "strong_attention": 1, "min_foreground": 0}
 Result = dict[str, Any]
 OTHER_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
@@ -54,14 +46,12 @@ def main() -> None:
     known = {run: signs(stage_1(run)) for run in arguments.run}
     data = VOCFolder(arguments.voc_root, arguments.split) if arguments.voc_root else None
     scored = chosen_classes(arguments.score_classes, data.classes) if data else []
-    saliency = arguments.saliency
-    missing = [name for name in data.names if not png(saliency, name).exists()] if data and saliency else []
-    if data and missing:
-        raise SystemExit(f"--saliency {saliency} lacks {len(missing)} of {len(data)} images, first {missing[0]}.png")
+    if data and arguments.saliency:
+        check_saliency(data, arguments.saliency)  # now, rather than after the maps are made
     for run, found in known.items():
         print(f"{run}: {expectation(found)[1]}", flush=True)
         before = {key: value for key, value in results.get(str(run), {}).items() if key == "scores"}
-        scores = {"scores": score(run, data, scored, saliency)} if data else before
+        scores = {"scores": score(run, data, scored, arguments.saliency)} if data else before
         results[str(run)] = {"signs": to_json(found)} | scores
     rows = [row_of(name, found) for name, found in results.items()]
     print("\n".join(["", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|", *rows, *scored_on(results)]))
@@ -118,19 +108,19 @@ def score(run: Path, data: VOCFolder, scored: list[int], saliency: Path | None) 
     stretched = {kind: read_json(path)["views"]["stretch"] for kind, path in records.items() if path.exists()}
     if len(set(stretched.values())) > 1:
         raise SystemExit(f"{run}: maps of different --stretch cannot be compared ({stretched}); export them anew")
-    best = {kind: evaluate_maps(data, folder, scored=scored) for kind, folder in maps.items()}
-    counts = {kind: counts_of_maps(data, folder, best[kind]["thresholds"]) for kind, folder in maps.items()}
-    found = {"cam": best["cam"]["foreground"], "constant": gains(counts, scored)}
+    found = {"constant": gains(data, maps, scored, None)}
     if saliency:
-        counts = {kind: counts_with_saliency(data, folder, saliency) for kind, folder in maps.items()}
-        found["saliency"] = gains(counts, scored)
+        found["saliency"] = gains(data, maps, scored, saliency)
+    found["cam"] = evaluate_maps(data, maps["cam"], scored=scored)["foreground"]
     return found | {"split": data.split, "images": len(data), "score_classes": names_of(scored, data.classes)}
 
 
-def gains(counts: dict[str, Tensor], scored: list[int]) -> Result:
-    """Mean IoU of each kind of map, and the differences to the controls before it."""
-    means = {kind: mean_iou(each.sum(0), scored).item() for kind, each in counts.items()}
-    return {"mean_iou": means, "gains": paired_differences(counts, CONTROLS, scored)}
+def gains(data: VOCFolder, maps: dict[str, Path], scored: list[int], saliency: Path | None) -> Result:
+    """Mean IoU and thresholds of each kind of map, and the differences to the controls before it."""
+    best = {kind: evaluate_maps(data, folder, scored=scored, saliency=saliency) for kind, folder in maps.items()}
+    counts = {kind: counts_of_maps(data, folder, best[kind]["thresholds"], saliency) for kind, folder in maps.items()}
+    numbers = {key: {kind: result[key] for kind, result in best.items()} for key in ("mean_iou", "thresholds")}
+    return numbers | {"gains": paired_differences(counts, CONTROLS, scored)}
 
 
 def maps_of(run: Path, kind: str, data: VOCFolder) -> Path | None:
@@ -151,22 +141,6 @@ def maps_of(run: Path, kind: str, data: VOCFolder) -> Path | None:
     options += ["--voc-root", data.root, "--split", data.split, "--workers", 0, "--out", out]
     launch("export_attention.py", [str(option) for option in options], 1)
     return out
-
-
-def counts_with_saliency(data: VOCFolder, maps: Path, saliency: Path) -> Tensor:
-    """Counts as compare.py has them, of labels with 1 - saliency as the background; no pixel is ignored."""
-    count = partial(count_with_saliency, data=data, maps=maps, saliency=saliency)
-    return torch.stack(on_all_cores(count, data.names, f"{maps}, saliency"))
-
-
-def count_with_saliency(name: str, *, data: VOCFolder, maps: Path, saliency: Path) -> Tensor:
-    """The same of one image, (3, C + 1)."""
-    size = data.drawn_size(name)
-    background = 1 - read_map(png(saliency, name), size).float() / 255
-    found = [read_map(maps / file, size).float() / 255 for file in map_files(data, name)]
-    attention = torch.stack(found) if found else torch.zeros(0, *size)
-    label = pseudo_label_from_cues(attention, data.class_ids(name), background=background, **RULE)
-    return marginals(ConfusionMatrix(len(data.classes) + 1).update(label, data.mask(name)))
 
 
 HEAD = ("run", "gate pass rate", "similarity", "maps a pair", "pairs without", "area growth", "CAM mIoU", "precision")
