@@ -201,6 +201,18 @@ def test_rows_that_are_left_out_are_not_trained(voc, tmp_path, monkeypatch, laun
     assert "table 1 has no row of cam or mce" in capsys.readouterr().err
 
 
+def test_an_option_of_stage_2_is_not_for_mce_where_the_paper_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds.Seed, "attention", lambda _: tmp_path)
+    monkeypatch.setattr(seeds.Seed, "_stage", lambda *arguments: arguments[3])
+    plain = {"out": tmp_path, "background": "threshold", "refine": None, "recipe": "small", "weights": "none"}
+    plain |= {"negatives": None, "amp": False, "attention_backbone": "vgg16"}
+    arguments = argparse.Namespace(**plain, integral="--threshold 0.75 --iterations 9".split())
+    for loss, threshold in (("hybrid", "0.75"), ("mce", "0")):
+        options = seeds.Seed(arguments, 0).integral(loss)
+        taken = dict(zip(options[::2], options[1::2], strict=True))  # the last of equal options, as argparse takes it
+        assert (taken["--threshold"], taken["--iterations"]) == (threshold, "9")
+
+
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match="this same command goes on"):
         seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)

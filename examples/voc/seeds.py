@@ -48,7 +48,7 @@ class Seed:
         """Stage 2, an integral attention model."""
         maps = self.attention() / "max.safetensors"
         options = self._training(self.arguments.attention_backbone) + self._negatives()
-        options += ["--maps", maps, *LOSSES[loss], *self.arguments.integral]
+        options += ["--maps", maps, *self.arguments.integral, *LOSSES[loss]]
         return self._stage("train_integral.py", loss, options)
 
     def exported(self, method: str) -> Path:
