@@ -206,7 +206,7 @@ def test_an_option_of_stage_2_is_not_for_mce_where_the_paper_has_none(tmp_path, 
     monkeypatch.setattr(seeds.Seed, "_stage", lambda *arguments: arguments[3])
     plain = {"out": tmp_path, "background": "threshold", "refine": None, "recipe": "small", "weights": "none"}
     plain |= {"negatives": None, "amp": False, "attention_backbone": "vgg16"}
-    arguments = argparse.Namespace(**plain, integral="--threshold 0.75 --iterations 9".split())
+    arguments = argparse.Namespace(**plain, integral=["--threshold", "0.75", "--iterations", "9"])
     for loss, threshold in (("hybrid", "0.75"), ("mce", "0")):
         options = seeds.Seed(arguments, 0).integral(loss)
         taken = dict(zip(options[::2], options[1::2], strict=True))  # the last of equal options, as argparse takes it
