@@ -169,6 +169,8 @@ def test_rows_that_are_left_out_are_not_trained(voc, tmp_path, monkeypatch, laun
             Image.new("L", photograph.size, 200).save(saliency / f"{file.stem}.png")
     options = ["--voc-root", voc, "--out", tmp_path / "out", *OPTIONS, "--seeds", 0]
     options += ["--background", "saliency", "--saliency", saliency]
+    (voc / "ImageSets/Segmentation/others_cls.txt").write_text("b 1\nc 0 1\nd 1\n")
+    options += ["--segmentation", f"{TINY[1]} --split others"]
     reproduce_with(monkeypatch, *options, "--table", 2, "--rows", "max", "cam")
     exported = [o[o.index("--source") + 1] for script, o in launched if script == "export_attention.py"]
     assert exported == ["cam", "max"]  # in the table's order
@@ -178,6 +180,8 @@ def test_rows_that_are_left_out_are_not_trained(voc, tmp_path, monkeypatch, laun
     assert table["stages"].keys() == {"attention", "max_100"}
     text = (tmp_path / "out/table2.md").read_text()
     assert "accumulation" in text
+    assert "Attention trained on train of " in text
+    assert ", segmentation on others; val: 6 images of val" in text
     assert "N-" not in text  # there is no integral model whose soft labels could be
     labels = json.loads((tmp_path / "out/seed0/labels/max/settings.json").read_text())
     # the release's rule, though recipe small has another for a constant

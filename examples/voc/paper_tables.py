@@ -87,6 +87,7 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         "data": {
             "root": arguments.voc_root.resolve().name,
             "training_list": first.split,
+            "segmentation_list": read_json(runs[1] / "settings.json")["data"]["split"],
             "cues": rows[0]["seeds"][first.number]["cues"]["split"],
             "val": rows[0]["seeds"][first.number]["val"]["split"],
             "score_classes": rows[0]["seeds"][first.number]["cues"]["score_classes"],
@@ -118,49 +119,59 @@ def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
 
 def markdown(table: dict[str, Any]) -> str:
     """The table as people read it."""
-
-    def cells(values: list[float]) -> list[str]:
-        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
-        return [f"{statistics.mean(values):.1f}", spread, " ".join(f"{value:.1f}" for value in values)]
-
     head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
     head += ["cues, train mIoU", "spread", "per seed", "precision", "recall", "background"]
-    with_saliency = table["background"] == "saliency"
-    head += ["cues with saliency", "spread", "per seed"] * with_saliency
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in table["rows"]:
-        seeds = list(row["seeds"].values())
-        levels = [f"{seed['background_level']:.2f}" for seed in seeds if seed["background_level"] is not None]
-        paper = "-" if row["paper_val"] is None else f"{row['paper_val']:.1f}"
-        val = cells([100 * seed["val"]["mean_iou"] for seed in seeds])
-        cues = cells([100 * seed["cues"]["mean_iou"] for seed in seeds])
-        found = [[seed["cues"]["foreground"][share] for seed in seeds] for share in ("precision", "recall")]
-        shares = ["-" if None in share else f"{statistics.mean(100 * value for value in share):.0f}" for share in found]
-        cells_of_row = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or table["background"]]
-        if with_saliency:
-            scores = [seed["cues_with_saliency"].get("mean_iou") for seed in seeds]
-            cells_of_row += ["-"] * 3 if None in scores else cells([100 * score for score in scores])
-        lines.append(f"| {' | '.join(cells_of_row)} |")
-    one = next(iter(table["rows"][0]["seeds"].values()))
-    chosen, names = table["data"]["score_classes"], one["cues"]["class_iou"]
+    if table["background"] == "saliency":
+        head += ["cues with saliency", "spread", "per seed"]
+    rows = [f"| {' | '.join(cells_of(row, table['background']))} |" for row in table["rows"]]
+    told = [diagnosis(seed, numbers) for seed, numbers in table["diagnostics"].items()]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, "", caption(table), "", *told]
+    return "\n".join(lines) + "\n"
+
+
+def cells_of(row: dict[str, Any], background: str) -> list[str]:
+    """The cells of a row."""
+
+    def cells(values: list[float | None]) -> list[str]:
+        percents = [100 * value for value in values if value is not None]
+        if len(percents) < len(values):
+            return ["-"] * 3
+        spread = f"{statistics.stdev(percents):.1f}" if len(percents) > 1 else "-"
+        return [f"{statistics.mean(percents):.1f}", spread, " ".join(f"{value:.1f}" for value in percents)]
+
+    seeds = list(row["seeds"].values())
+    levels = [f"{seed['background_level']:.2f}" for seed in seeds if seed["background_level"] is not None]
+    paper = "-" if row["paper_val"] is None else f"{row['paper_val']:.1f}"
+    val, cues = (cells([seed[kind]["mean_iou"] for seed in seeds]) for kind in ("val", "cues"))
+    found = [[seed["cues"]["foreground"][share] for seed in seeds] for share in ("precision", "recall")]
+    shares = ["-" if None in share else f"{statistics.mean(100 * value for value in share):.0f}" for share in found]
+    told = [row["row"], paper, *val, *cues, *shares, " ".join(levels) or background]
+    with_saliency = [seed["cues_with_saliency"].get("mean_iou") for seed in seeds]
+    return told + (cells(with_saliency) if background == "saliency" else [])
+
+
+def caption(table: dict[str, Any]) -> str:
+    """What the numbers are of."""
+    data, one = table["data"], next(iter(table["rows"][0]["seeds"].values()))
+    chosen, names = data["score_classes"], one["cues"]["class_iou"]
     means = "all classes that occur" if len(chosen) == len(names) else ", ".join(chosen)
-    lines += [
-        "",
+    return (
         f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
         f"{table['backbone']}; maps {'refined by ' + table['refinement'] if table['refinement'] else 'as they are'}; "
-        f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Trained on "
-        f"{table['data']['training_list']} of {table['data']['root']}; val: {one['val']['images']} images of "
-        f"{table['data']['val']}; cues: {one['cues']['images']} images of {table['data']['cues']}, each half scored at "
-        f"the threshold that is best on the other; means over {means}; "
-        "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds.",
-        "",
-    ]
-    for seed, told in table["diagnostics"].items():
-        lines.append(
-            f"- seed {seed}: gate pass rate by epoch {' '.join(f'{rate:.2f}' for rate in told['gate_pass_rate'])}; "
-            f"pairs never accumulated {told['pairs_empty']}; cosine similarity of a pair's latest two maps "
-            f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; "
-            + (f"soft labels in N- {told['share_constrained']:.0%}; " if "share_constrained" in told else "")
-            + f"accumulation {told['accumulation_share']:.2%} of the training time"
-        )
-    return "\n".join(lines) + "\n"
+        f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Attention trained on "
+        f"{data['training_list']} of {data['root']}, segmentation on {data['segmentation_list']}; val: "
+        f"{one['val']['images']} images of {data['val']}; cues: {one['cues']['images']} images of {data['cues']}, each "
+        f"half scored at the threshold that is best on the other; means over {means}; "
+        "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds."
+    )
+
+
+def diagnosis(seed: str, told: dict[str, Any]) -> str:
+    """The line of a seed's log."""
+    constrained = f"soft labels in N- {told['share_constrained']:.0%}; " if "share_constrained" in told else ""
+    return (
+        f"- seed {seed}: gate pass rate by epoch {' '.join(f'{rate:.2f}' for rate in told['gate_pass_rate'])}; "
+        f"pairs never accumulated {told['pairs_empty']}; cosine similarity of a pair's latest two maps "
+        f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; {constrained}"
+        f"accumulation {told['accumulation_share']:.2%} of the training time"
+    )
