@@ -137,7 +137,7 @@ def train_integral_model(images: Tensor, oaa: AttentionAccumulator, loss_of: Any
 def make_pseudo_labels(attention: Tensor, labels: Tensor, background: float) -> Tensor:
     """Pseudo labels (N, SIZE, SIZE) (section 4): 0 background, c + 1 class c, 255 ignored."""
     # The background cue is constant and some images truly show nothing: the release's own thresholds are off.
-    options = {"background": background, "foreground_threshold": 0, "min_foreground": 0}
+    options = {"background": background, "foreground_threshold": 0, "min_foreground": 0, "rescale": False}
     images = zip(F.interpolate(attention, (SIZE, SIZE), mode="bilinear"), labels, strict=True)
     return torch.stack([oaa_lib.pseudo_label_from_cues(a[k], k.nonzero()[:, 0], **options) for a, k in images])
 

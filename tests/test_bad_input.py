@@ -510,6 +510,7 @@ CUES = {
     "an 8-bit saliency threshold": ({"uncertain_saliency": 32}, ValueError, r"\[0, 1\]", "got 32"),
     "an 8-bit attention threshold": ({"strong_attention": 204}, ValueError, r"\[0, 1\]", "got 204"),
     "a share in percent": ({"min_foreground": 2}, ValueError, r"\[0, 1\]", "got 2"),
+    "a flag as a word": ({"rescale": "no"}, TypeError, "rescale as True or False", "got str"),
 }
 
 

@@ -102,7 +102,9 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1, "--refine", REFINE)
     refined = ["refine_cues.py", "make_pseudo_labels.py", "train_segmentation.py", "evaluate.py"]
     assert [script for script, _ in launched] == refined * 2
-    refinement, labels, training, _ = (dict(zip(o[::2], o[1::2], strict=True)) for _, o in launched[:4])
+    given = [[option for option in options if option != "--no-stretch"] for _, options in launched[:4]]
+    refinement, labels, training, _ = (dict(zip(o[::2], o[1::2], strict=True)) for o in given)
+    assert "--no-stretch" in launched[1][1]  # the level was chosen on maps as they are
     row = json.loads((tmp_path / "table1.json").read_text())["rows"][0]["seeds"]["0"]
     level = str(row["background_level"])  # of the unrefined maps
     assert refinement.get("--background-level") == {"crf": level, "pamr": None}[REFINE]
@@ -203,6 +205,10 @@ def test_rows_that_are_left_out_are_not_trained(voc, tmp_path, monkeypatch, laun
     with pytest.raises(SystemExit):
         reproduce_with(monkeypatch, *options, "--table", 1, 2, "--rows", "cam", "mce")
     assert "table 1 has no row of cam or mce" in capsys.readouterr().err
+    for asked in (["--figure", 1], ["--table", 1]):
+        with pytest.raises(SystemExit):
+            reproduce_with(monkeypatch, *options, *asked, "--rows", "max", "cam")
+        assert "none of the tables asked for (--table) has that row" in capsys.readouterr().err
 
 
 def test_an_option_of_stage_2_is_not_for_mce_where_the_paper_has_none(tmp_path, monkeypatch):
@@ -229,12 +235,13 @@ def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
         ([], "say what to make"),
         (["--table", 2], "got saliency without --saliency"),
         (["--table", 2, "--background", "power", "--saliency", "x"], "got power and --saliency"),
+        (["--table", 2, "--saliency", "x"], "x is missing: expected a folder of saliency maps"),
     ],
 )
 def test_bad_options_are_told(voc, tmp_path, monkeypatch, capsys, options, message):  # noqa: F811
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         reproduce_with(monkeypatch, "--voc-root", voc, "--out", tmp_path / "out", *options)
-    assert message in capsys.readouterr().err
+    assert message in f"{capsys.readouterr().err} {stopped.value}"
 
 
 def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, monkeypatch):  # noqa: F811
@@ -266,7 +273,9 @@ def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, mo
 def test_figure_5_without_masks_is_refused_before_anything_is_trained(voc, tmp_path, monkeypatch, launched):  # noqa: F811
     root = shutil.copytree(voc, tmp_path / "voc", ignore=shutil.ignore_patterns("SegmentationClass"))
     with pytest.raises(SystemExit, match="no image of train has a mask"):
-        reproduce_with(monkeypatch, "--voc-root", root, "--out", tmp_path / "out", *OPTIONS, "--figure", 5)
+        reproduce_with(
+            monkeypatch, "--voc-root", root, "--out", tmp_path / "out", *OPTIONS, "--table", 2, "--figure", 5
+        )
     assert launched == []
 
 

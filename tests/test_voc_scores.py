@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from compare import counts_of_labels, counts_of_maps, mean_iou, read_counts
 from data import VOCFolder, write_label
 from evaluate_cues import evaluate_maps
 from PIL import Image
@@ -272,14 +273,36 @@ def test_with_saliency_a_pixel_shows_its_strongest_map_where_that_beats_the_rest
     assert result["mean_iou"] != evaluate_maps(data, root / "maps")["mean_iou"]
     text = evaluate(root, "--maps", root / "maps", "--saliency", root / "saliency")
     assert f" {100 * result['mean_iou']:.2f}" in text
+    assert f", with {root / 'saliency'}" in text
+    assert json.loads((root / "scores.json").read_text())[str(root / "maps")]["saliency"] == str(root / "saliency")
+    (root / "saliency/d.png").rename(root / "saliency/d.PNG")
+    assert evaluate_maps(data, root / "maps", saliency=root / "saliency") == result
     (root / "saliency/c.png").unlink()
     text = evaluate(root, "--maps", root / "maps", "--saliency", root / "saliency", expect=1)
-    assert "lacks 1 of 4 images, first c.png" in text
+    assert "lacks 1 of the 4 images of train, first c.png" in text
     assert "and maps (--maps)" in evaluate(root, "--labels", root / "labels", "--saliency", root / "saliency", expect=2)
 
 
+def test_saliency_alone_decides_at_the_least_threshold(root):
+    """What saliency makes background is no object at threshold 0 either, which compare.py takes and no choice finds."""
+    (root / "saliency").mkdir()
+    data = VOCFolder(root, "train")
+    for row, name in enumerate("abcd"):
+        mask = data.mask(name).numpy()
+        Image.fromarray(np.uint8(255 * (mask > 0))).save(root / f"saliency/{name}.png")
+        attention = np.where(mask == 0, 60, 90).astype(np.uint8)
+        Image.fromarray(attention).save(root / f"maps/{name}_{row // 2}.png")
+    for level in (0, 1 / 255, None):
+        how = {"are_labels": False, "level": level, "saliency": root / "saliency"}
+        assert mean_iou(read_counts(data, root / "maps", [0, 1, 2], **how).sum(0), [0, 1, 2]) == 1
+    for name in "abcd":
+        Image.new("L", SIZE[::-1]).save(root / f"saliency/{name}.png")
+    result = evaluate_maps(data, root / "maps", saliency=root / "saliency", scored=[1])
+    assert (min(result["thresholds"]), result["mean_iou"], result["oracle_mean_iou"]) == (1 / 255, 0, 0)
+
+
 def test_what_is_scored_at_a_threshold_is_what_becomes_labels(root):
-    """Recipe small leaves maps as they are, at every stage; other recipes min-max them."""
+    """Recipe small leaves maps as they are, at every stage; labels begin a grey level later. Others min-max maps."""
     rng = np.random.default_rng(0)
     for row, name in enumerate("abcd"):
         attention = rng.integers(60, 190, SIZE).astype(np.uint8)
@@ -294,6 +317,8 @@ def test_what_is_scored_at_a_threshold_is_what_becomes_labels(root):
             label = np.asarray(Image.open(root / f"{recipe}/{name}.png"))
             expected = (attention - low) / (high - low) > 0.4
             assert ((label == row // 2 + 1) == expected).all()
+    data = VOCFolder(root, "train")
+    assert torch.equal(counts_of_labels(data, root / "small"), counts_of_maps(data, root / "maps", [103 / 255]))
 
 
 @pytest.mark.parametrize("kind", ["maps", "labels"])

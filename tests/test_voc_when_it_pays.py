@@ -147,7 +147,7 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
 
     (saliency / "a.png").unlink()
     text = run("when_it_pays.py", *options, "--saliency", saliency, expect=1)
-    assert "lacks 1 of 6 images, first a.png" in text
+    assert "lacks 1 of the 6 images of train, first a.png" in text
 
     # what is there stays, whether it was made by this script or by another; a run may be put beside others
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*.png")}
@@ -170,6 +170,10 @@ def test_the_line_at_the_end_of_stage_1_and_the_table(voc, tmp_path):  # noqa: F
     assert both[str(tmp_path / "attention")] == {"signs": to_json(found_signs)}
     assert text.count("| no |") + text.count("| may pay |") == 2
     run("when_it_pays.py", "--run", tmp_path, "--beside", out, "--json", out)  # without masks the scores stay
+    earlier = json.loads(out.read_text())
+    del earlier[str(tmp_path)]["scores"]["saliency"]["thresholds"]  # as it was scored at 0.3
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    assert "score it again" in run("when_it_pays.py", "--beside", tmp_path / "earlier.json", expect=1)
     assert json.loads(out.read_text())[str(tmp_path)] == result
     assert "--figure" in run("when_it_pays.py", "--beside", out, "--figure", tmp_path / "law.nonsense", expect=1)
 

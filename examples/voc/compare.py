@@ -21,7 +21,7 @@ import torch
 from data import VOCFolder
 from evaluate_cues import evaluate_maps, sweep_image
 from files import ends_with, write_text
-from maps import check_maps
+from maps import FAINTEST, check_maps
 from parallel import on_all_cores
 from scores import add_score_classes, chosen_classes, evaluate_labels, mean_of, names_of, over, read_prediction
 from torch import Tensor
@@ -149,8 +149,9 @@ def read_counts(
         if evaluate_labels(data, folder, scored)["mean_iou"] is None:
             raise SystemExit(f"{folder}: no pixel of a class is left to compare, all are ignored")
         return counts_of_labels(data, folder)
-    own = level is None
-    levels = evaluate_maps(data, folder, scored=scored, saliency=saliency)["thresholds"] if own else [level]
+    if level is not None:
+        return counts_of_maps(data, folder, [max(level, FAINTEST) if saliency else level], saliency)
+    levels = evaluate_maps(data, folder, scored=scored, saliency=saliency)["thresholds"]
     return counts_of_maps(data, folder, levels, saliency)
 
 
@@ -162,6 +163,8 @@ def main() -> None:
         raise SystemExit(f"{arguments.split} names one image; a bootstrap needs at least 2, and says little below 50")
     scored = chosen_classes(arguments.score_classes, data.classes)
     how = {"level": arguments.background_level, "saliency": arguments.saliency}
+    told = {"background_level": arguments.background_level, "saliency": str(arguments.saliency or "") or None}
+    with_saliency = f", with {arguments.saliency}" if arguments.saliency else ""
     read = partial(read_counts, data, scored=scored, are_labels=bool(arguments.labels), **how)
 
     folders, results = list(dict.fromkeys(arguments.maps or arguments.labels)), {}
@@ -169,13 +172,13 @@ def main() -> None:
     drawing = {"resamples": arguments.resamples, "seed": arguments.seed}
     for folder, found in zip(folders, paired_differences(counts, [""], scored, **drawing).values(), strict=True):
         results[str(folder)] = {"against": str(arguments.against), "split": data.split, "images": len(data)} | found
-        results[str(folder)]["score_classes"] = names_of(scored, data.classes)
+        results[str(folder)] |= {"score_classes": names_of(scored, data.classes), **told}
         low, high = found["interval"]
         print(
             f"{folder} - {arguments.against}: mIoU {100 * found['mean_iou']:.2f} - "
             f"{100 * found['against_mean_iou']:.2f} = {100 * found['difference']:+.2f}, 95 % interval "
             f"{100 * low:+.2f} to {100 * high:+.2f}, {found['share_above_0']:.1%} of {arguments.resamples} resamples "
-            f"above 0;{over(scored, data.classes)} on {len(data)} images of {data.split}"
+            f"above 0;{over(scored, data.classes)} on {len(data)} images of {data.split}{with_saliency}"
         )
     if arguments.json:
         with ends_with(f"--json {arguments.json}", "the differences are above"):

@@ -20,7 +20,7 @@ from typing import Any
 
 from data import VOCFolder
 from files import ends_with, write_text
-from maps import check_maps, read_cues
+from maps import FAINTEST, check_maps, check_saliency, read_cues
 from parallel import on_all_cores
 from scores import (
     absent_classes,
@@ -103,7 +103,10 @@ def print_scores(arguments: argparse.Namespace, data: VOCFolder, scored: Sequenc
     """Score every folder, and print a line for each; the results by folder."""
     sources = arguments.threshold_from or []
     train = VOCFolder(arguments.voc_root, "train") if sources else data
+    for folder in {data.split: data, train.split: train}.values() if arguments.saliency else ():
+        check_saliency(folder, arguments.saliency)
     chosen, results, stated = over(scored, data.classes), {}, set()
+    with_saliency = f", with {arguments.saliency}" if arguments.saliency else ""
 
     def state(folder: Path, result: Result) -> str:
         """Keep a result, say once what is to be known before it, and begin its line."""
@@ -124,7 +127,7 @@ def print_scores(arguments: argparse.Namespace, data: VOCFolder, scored: Sequenc
         result = evaluate_maps(data, folder, threshold_from, scored, arguments.saliency)
         levels = "/".join(f"{level:.2f}" for level in result["thresholds"])
         begun = state(folder, result)
-        print(f"{begun} {levels:>11} {100 * result['oracle_mean_iou']:7.2f}{chosen}")
+        print(f"{begun} {levels:>11} {100 * result['oracle_mean_iou']:7.2f}{chosen}{with_saliency}")
     for folder in arguments.labels:
         result = evaluate_labels(data, folder, scored)
         begun = state(folder, result)
@@ -150,13 +153,14 @@ def evaluate_maps(
     """
     scored = chosen_classes(None, data.classes) if scored is None else scored
     even, odd = sweep_cues(data, folder, saliency)
+    best = partial(best_threshold, scored=scored, least=FAINTEST if saliency else 0)
     check_cues(data, even, odd, scored, by_halves=threshold_from is None)
     if threshold_from is None:
-        levels = best_threshold(odd, scored), best_threshold(even, scored)
+        levels = best(odd), best(even)
     else:
         other = sweep_cues(*threshold_from, saliency)
         check_cues(threshold_from[0], *other, scored, by_halves=False)
-        levels = (best_threshold(other[0].merge(other[1]), scored),) * 2
+        levels = (best(other[0].merge(other[1])),) * 2
     matrix = even.at(levels[0]).merge(odd.at(levels[1]))
     whole = even.merge(odd)
     curve = mean_of(whole.iou(), scored)
@@ -165,12 +169,13 @@ def evaluate_maps(
         "split": data.split,
         "images": len(data),
         "score_classes": names_of(scored, data.classes),
+        "saliency": str(saliency) if saliency else None,
         "mean_iou": mean_of(matrix.iou(), scored).item(),
         "foreground": foreground(matrix, scored),
         "thresholds": list(levels if threshold_from is None else levels[:1]),
         "threshold_from": "the other half" if threshold_from is None else threshold_from[0].split,
-        "oracle_mean_iou": curve.max().item(),
-        "oracle_threshold": best_threshold(whole, scored),
+        "oracle_mean_iou": mean_of(whole.at(best(whole)).iou(), scored).item(),
+        "oracle_threshold": best(whole),
         **by_class(data, matrix),
         "curve": plain(curve),
         "curve_precision": plain(whole.precision()[:, classes].nanmean(1)),

@@ -32,7 +32,9 @@ def main() -> None:
     """Run the stage."""
     arguments, settings = parse_arguments()
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
-    out = Bound(arguments.out, {"maps": arguments.maps, **dataclasses.asdict(settings)})
+    # rescale: labels of earlier versions were of maps that had been min-maxed whatever the setting said
+    bound = {"maps": arguments.maps, **dataclasses.asdict(settings), "rescale": settings.stretch}
+    out = Bound(arguments.out, bound)
     todo = out.todo(folder.names)
     if arguments.saliency is not None and not any(png(arguments.saliency, name).exists() for name in folder.names):
         raise SystemExit(

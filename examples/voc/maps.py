@@ -12,6 +12,8 @@ from torch import Tensor
 
 from oaa_lib import normalize_attention
 
+FAINTEST = 1 / 255  # the least threshold of cues with saliency: what saliency makes background is 0
+
 
 def map_files(folder: VOCFolder, name: str) -> list[str]:
     """The names of the files of an image's maps, one for each of its classes."""
@@ -54,7 +56,8 @@ def read_cues(folder: VOCFolder, name: str, size: tuple[int, int], maps: Path, s
     if saliency is None or not found:
         return attention
     cues = normalize_attention(attention.float(), method="minmax")
-    return cues * (cues > 1 - read_map(png(saliency, name), folder.drawn_size(name)).float() / 255)
+    background = 1 - read_map(saliency / f"{name}.png", size).float() / 255
+    return cues * (cues > background)
 
 
 def check_maps(folder: VOCFolder, maps: Path, saliency: Path | None = None) -> None:
@@ -81,4 +84,7 @@ def check_saliency(folder: VOCFolder, saliency: Path) -> None:
     """End where an image has no saliency map."""
     missing = [name for name in folder.names if not png(saliency, name).exists()]
     if missing:
-        raise SystemExit(f"--saliency {saliency} lacks {len(missing)} of {len(folder)} images, first {missing[0]}.png")
+        raise SystemExit(
+            f"--saliency {saliency} lacks {len(missing)} of the {len(folder)} images of {folder.split}, first "
+            f"{missing[0]}.png"
+        )

@@ -120,7 +120,7 @@ def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
 def markdown(table: dict[str, Any]) -> str:
     """The table as people read it."""
     head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
-    head += ["cues, train mIoU", "spread", "per seed", "precision", "recall", "background"]
+    head += ["cues, constant background", "spread", "per seed", "precision", "recall", "labels' background"]
     if table["background"] == "saliency":
         head += ["cues with saliency", "spread", "per seed"]
     rows = [f"| {' | '.join(cells_of(row, table['background']))} |" for row in table["rows"]]
@@ -161,7 +161,7 @@ def caption(table: dict[str, Any]) -> str:
         f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Attention trained on "
         f"{data['training_list']} of {data['root']}, segmentation on {data['segmentation_list']}; val: "
         f"{one['val']['images']} images of {data['val']}; cues: {one['cues']['images']} images of {data['cues']}, each "
-        f"half scored at the threshold that is best on the other; means over {means}; "
+        f"half scored at the threshold that is best on the other (-: some have no saliency map); means over {means}; "
         "precision and recall in percent of the pixels of all classes. Spread: standard deviation over the seeds."
     )
 

@@ -37,6 +37,10 @@ from seeds import Seed
 def main() -> None:
     """Run what is asked for."""
     arguments = parse_arguments()
+    if 5 in arguments.figure:
+        import figures
+
+        figures.with_masks(VOCFolder(arguments.voc_root, Seed(arguments, 0).split))  # now, rather than after trainings
     for number in arguments.table:
         table = make_table(arguments, number)
         text = markdown(table)
@@ -82,7 +86,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     for stage in ("attention", "integral", "export", "labels", "segmentation", "evaluation"):
         parser.add_argument(
-            f"--{stage}", type=str.split, default=[], help="further options of this stage, in one string: '--lr 1e-4'"
+            f"--{stage}",
+            type=str.split,
+            default=[],
+            help="further options of this stage, in one string: '--lr 1e-4'"
+            + " (MCE keeps the paper's loss, threshold and N-)" * (stage == "integral"),
         )
     add_score_classes(parser)
     parser.add_argument("--score-split", default="train", help="list of the images that cues are scored on")
@@ -93,6 +101,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.table and not arguments.figure:
         parser.error("say what to make: --table 1 2 3, --figure 1 4 5")
+    for method in arguments.rows or ():
+        if not any(chosen_rows(number, [method]) for number in arguments.table):
+            parser.error(f"--rows {method}: none of the tables asked for (--table) has that row")
     for number in arguments.table:
         if not chosen_rows(number, arguments.rows):
             parser.error(f"table {number} has no row of {' or '.join(arguments.rows)} (--rows)")
@@ -103,6 +114,8 @@ def parse_arguments() -> argparse.Namespace:
             f"{arguments.background}"
             + (f" and --saliency {arguments.saliency}" if arguments.saliency else " without --saliency")
         )
+    if arguments.saliency and not arguments.saliency.is_dir():
+        raise SystemExit(f"{arguments.saliency} is missing: expected a folder of saliency maps (--saliency)")
     if arguments.attention_backbone is None:
         arguments.attention_backbone = "vgg16" if arguments.backbone.startswith("resnet") else arguments.backbone
     if arguments.refine == "crf":
@@ -123,7 +136,6 @@ def make_figure(arguments: argparse.Namespace, number: int) -> None:
         val = VOCFolder(arguments.voc_root, "val")
         figures.segmentations(val, {"OAA": seed.val("max"), "OAA+": seed.val("hybrid")}, out)
     else:
-        figures.with_masks(train)  # now, rather than after the trainings
         titles = {"CAM": "cam", "OAA": "max", "OAA+": "hybrid", "OAA+-MCE": "mce"}
         maps = {title: seed.maps(method) for title, method in titles.items()}
         figures.comparison(train, seed.attention(), maps, seed.labels("hybrid"), out)

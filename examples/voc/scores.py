@@ -69,9 +69,10 @@ def mean_of(iou: Tensor, scored: Sequence[int]) -> Tensor:
     return iou[..., scored].nanmean(-1)
 
 
-def best_threshold(sweep: ThresholdSweep, scored: Sequence[int]) -> float:
-    """The lowest threshold of the greatest mean over the chosen classes."""
-    return float(sweep.thresholds[int(mean_of(sweep.iou(), scored).nan_to_num(-1).argmax())])
+def best_threshold(sweep: ThresholdSweep, scored: Sequence[int], least: float = 0) -> float:
+    """The lowest threshold, from `least` on, of the greatest mean over the chosen classes."""
+    means = mean_of(sweep.iou(), scored).nan_to_num(-1)
+    return float(sweep.thresholds[int(means.where(sweep.thresholds >= least, -2).argmax())])
 
 
 def foreground(matrix: ConfusionMatrix, scored: Sequence[int] | None = None) -> dict[str, float | None]:

@@ -75,10 +75,10 @@ class Seed:
         record = maps / ("scores_with_saliency.json" if saliency else "scores.json")
         scored = chosen_classes(self.arguments.score_classes, data.classes)
         asked = {"split": data.split, "score_classes": names_of(scored, data.classes)}
-        asked |= {"saliency": str(saliency)} if saliency else {}
+        asked["saliency"] = str(saliency) if saliency else None
         found = read_json(record) if record.exists() else {}
         if any(found.get(key) != value for key, value in asked.items()):
-            write_text(record, json.dumps(asked | evaluate_maps(data, maps, scored=scored, saliency=saliency)))
+            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored, saliency=saliency)))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
@@ -100,11 +100,12 @@ class Seed:
         """Stage 3, proxy labels."""
         options = ["--maps", self.maps(method), "--split", self.split, "--background", self.background, *self._recipe()]
         if self.background == "saliency":
-            # The paper's rule in every recipe: that of `small` is made for a constant.
+            # The release's threshold and scale in every recipe: those of `small` are made for a constant.
             options += ["--saliency", self.arguments.saliency, "--stretch"]
             options += ["--foreground-threshold", Labels().foreground_threshold]
         elif self.background == "threshold":
-            options += ["--background-level", self.level(method), "--foreground-threshold", 0]  # the level decides
+            # The level decides, and was chosen on maps as they are.
+            options += ["--background-level", self.level(method), "--foreground-threshold", 0, "--no-stretch"]
         return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])
 
     def network(self, method: str, proportion: float = 1.0) -> Path:

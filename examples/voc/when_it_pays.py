@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="of train_attention.py, or seedN")
     parser.add_argument("--voc-root", type=Path, help="also score the runs' maps: folder with JPEGImages, ...")
     parser.add_argument("--split", default="train", help="list of the images with masks (default: train)")
-    parser.add_argument("--saliency", type=Path, help="also score labels by these 8-bit maps NAME.png")
+    parser.add_argument("--saliency", type=Path, help="also score with these 8-bit maps NAME.png as the background")
     add_score_classes(parser)
     parser.add_argument("--beside", type=Path, help="runs of an earlier --json, for the same table and figure")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
@@ -92,6 +92,10 @@ def earlier(path: Path) -> dict[str, Result]:
         results: dict[str, Result] = json.loads(read_text(path))
         for name, found in results.items():
             row_of(name, found)
+            if "saliency" in found.get("scores", {}) and "thresholds" not in found["scores"]["saliency"]:
+                raise SystemExit(
+                    f"--beside {path}: {name} has one threshold for all maps with saliency; score it again"
+                )
         scored_on(results)
         return results
 
@@ -108,18 +112,23 @@ def score(run: Path, data: VOCFolder, scored: list[int], saliency: Path | None) 
     stretched = {kind: read_json(path)["views"]["stretch"] for kind, path in records.items() if path.exists()}
     if len(set(stretched.values())) > 1:
         raise SystemExit(f"{run}: maps of different --stretch cannot be compared ({stretched}); export them anew")
-    found = {"constant": gains(data, maps, scored, None)}
+    found: Result = {"constant": gains(data, maps, scored, None)}
     if saliency:
         found["saliency"] = gains(data, maps, scored, saliency)
-    found["cam"] = evaluate_maps(data, maps["cam"], scored=scored)["foreground"]
-    return found | {"split": data.split, "images": len(data), "score_classes": names_of(scored, data.classes)}
+    return found | {
+        "cam": found["constant"]["foreground"]["cam"],
+        "split": data.split,
+        "images": len(data),
+        "score_classes": names_of(scored, data.classes),
+    }
 
 
 def gains(data: VOCFolder, maps: dict[str, Path], scored: list[int], saliency: Path | None) -> Result:
-    """Mean IoU and thresholds of each kind of map, and the differences to the controls before it."""
+    """What evaluate_cues.py finds of each kind of map, and the differences to the controls before it."""
+    told = ("mean_iou", "thresholds", "foreground")
     best = {kind: evaluate_maps(data, folder, scored=scored, saliency=saliency) for kind, folder in maps.items()}
     counts = {kind: counts_of_maps(data, folder, best[kind]["thresholds"], saliency) for kind, folder in maps.items()}
-    numbers = {key: {kind: result[key] for kind, result in best.items()} for key in ("mean_iou", "thresholds")}
+    numbers = {key: {kind: result[key] for kind, result in best.items()} for key in told}
     return numbers | {"gains": paired_differences(counts, CONTROLS, scored)}
 
 
