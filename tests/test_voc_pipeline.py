@@ -173,7 +173,7 @@ def test_two_processes_train_as_one(voc, trained, tmp_path):
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr
     for name in ("max", "mean"):
         one, two = (AttentionAccumulator.load(f / f"{name}.safetensors") for f in (trained, tmp_path / "two"))
         assert torch.equal(one.counts, two.counts)
