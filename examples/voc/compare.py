@@ -38,7 +38,7 @@ def counts_of_maps(data: VOCFolder, maps: Path, levels: Sequence[float], salienc
         data: the images.
         maps: their maps.
         levels: the thresholds of even and odd rows, or one for all.
-        saliency: folder of saliency maps, see `read_cues`.
+        saliency: folder of saliency maps, see `against_saliency`.
     """
     check_maps(data, maps, saliency)
     count = partial(count_map, data=data, maps=maps, levels=levels, saliency=saliency)

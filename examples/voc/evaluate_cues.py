@@ -1,11 +1,10 @@
 """Score attention maps as cues, and pseudo labels, against the masks (mIoU of global counts, as VOC scores).
 
-Cues: a pixel belongs to the class of its strongest map, or to the background where that stays below a threshold. Each
-map folder gets its own threshold, since the best one differs by method. It is never chosen on the images it is reported
-for: on the train split each half is scored with the threshold that is best on the other half; on another split with
---threshold-from, the best one on the train split's maps. --split may name a part of the list that the maps were made
-for. With --saliency a pixel is background, too, where 1 - saliency is not below its strongest map (each map
-min-maxed over its image): the paper's background cue, and still a threshold for each folder.
+Cues: a pixel belongs to the class of its strongest map, or to the background where that stays below a threshold; with
+--saliency also where 1 - saliency, the paper's background cue, is not below it (each map min-maxed over its image).
+Each folder gets its own threshold, since the best one differs by method. It is never chosen on the images it is
+reported for: on the train split each half is scored with the threshold that is best on the other half; on another split
+with --threshold-from, the best one on the train split's maps. --split may name a part of the maps' list.
 
 The mean is over all classes that occur, or over those of --score-classes, which then choose the thresholds too: where
 some classes have only a few masks, a mean over all of them is mostly noise.
@@ -18,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from data import VOCFolder
 from files import ends_with, write_text
-from maps import FAINTEST, check_maps, check_saliency, read_cues
+from maps import FAINTEST, against_saliency, check_maps, check_saliency, map_files, read_map
 from parallel import on_all_cores
 from scores import (
     absent_classes,
@@ -149,7 +149,7 @@ def evaluate_maps(
         folder: of their maps; it may hold those of further images.
         threshold_from: images and maps whose best threshold is taken, or None for that of the other half.
         scored: of `chosen_classes`, or None for all; the mean that thresholds are chosen by is over these too.
-        saliency: folder of saliency maps, see `read_cues`.
+        saliency: folder of saliency maps, see `against_saliency`.
     """
     scored = chosen_classes(None, data.classes) if scored is None else scored
     even, odd = sweep_cues(data, folder, saliency)
@@ -208,8 +208,12 @@ def sweep_images(
 def sweep_image(name: str, sweep: ThresholdSweep, *, folder: VOCFolder, maps: Path, saliency: Path | None) -> None:
     """Count one image."""
     truth = folder.mask(name)
-    cues = read_cues(folder, name, (truth.shape[0], truth.shape[1]), maps, saliency)
-    sweep.update(cues, folder.class_ids(name), truth)
+    size = (truth.shape[0], truth.shape[1])
+    stack = [read_map(maps / file, size) for file in map_files(folder, name)]
+    attention = torch.stack(stack) if stack else torch.empty(0, *size)
+    if saliency is not None:
+        attention = against_saliency(attention, read_map(saliency / f"{name}.png", size))
+    sweep.update(attention, folder.class_ids(name), truth)
 
 
 if __name__ == "__main__":

@@ -45,19 +45,14 @@ def read_map(path: Path, size: tuple[int, int]) -> Tensor:
     return pixels
 
 
-def read_cues(folder: VOCFolder, name: str, size: tuple[int, int], maps: Path, saliency: Path | None = None) -> Tensor:
-    """(K, H, W) of an image's classes, uint8 as they are.
+def against_saliency(attention: Tensor, saliency: Tensor) -> Tensor:
+    """Attention (K, H, W) uint8 as cues with saliency (H, W) uint8 as the background: float32 in [0, 1].
 
-    With a folder of saliency maps float32 in [0, 1]: each map min-maxed over its image, as in the authors' PyTorch
-    program, and 0 where it does not exceed 1 - saliency, the paper's background cue.
+    Each map is min-maxed over its image, as in the authors' PyTorch program, and 0 where it does not exceed
+    1 - saliency, the paper's background cue.
     """
-    found = [read_map(maps / file, size) for file in map_files(folder, name)]
-    attention = torch.stack(found) if found else torch.empty(0, *size)
-    if saliency is None or not found:
-        return attention
     cues = normalize_attention(attention.float(), method="minmax")
-    background = 1 - read_map(saliency / f"{name}.png", size).float() / 255
-    return cues * (cues > background)
+    return cues * (cues > 1 - saliency.float() / 255)
 
 
 def check_maps(folder: VOCFolder, maps: Path, saliency: Path | None = None) -> None:
