@@ -9,11 +9,10 @@ accumulated; and by how much the area of the cumulative map exceeds that of the 
 
 With --voc-root the run's maps are scored, too: precision, recall and area of the CAM, and what accumulation gains, with
 95 % intervals (compare.py), with a constant background and with --saliency, each kind of map at thresholds of its own.
-The table has the maximum over the CAM and
-over the flip-averaged CAM; --json has the gains of every method over every control. Maps that RUN/maps does not hold
-for all images of --split are made first, in RUN/maps_SPLIT: cam, cam_flip, mean and max, and mce and hybrid where there
-are finished folders of train_integral.py of that name. cam_ms, which takes as much inference as 15 CAMs, is scored
-where it is there.
+The table has the maximum over the CAM and over the flip-averaged CAM; --json has the gains of every method over every
+control. Maps that RUN/maps does not hold for all images of --split are made first, in RUN/maps_SPLIT: cam, cam_flip,
+mean and max, and mce and hybrid where there are finished folders of train_integral.py of that name. cam_ms, which takes
+as much inference as 15 CAMs, is scored where it is there.
 
 --beside puts the runs of an earlier --json into the same table and the same --figure.
 """
