@@ -69,10 +69,13 @@ class ConfusionMatrix:
         for name, values in (("prediction", prediction), ("target", target)):
             wrong = values[(values < 0) | (values >= self.num_classes)]
             if len(wrong):
+                advice = "background is 0 and class c is c + 1, so num_classes is C + 1"
+                if wrong[0] == self.ignore_index:  # of a proxy label, which ignores pixels, too
+                    advice = "score the pixels that are known, update(prediction[known], target[known])"
                 raise ValueError(
                     f"expected {name} in 0..{self.num_classes - 1}"
                     + (f" or {self.ignore_index}" if name == "target" else "")
-                    + f", got {wrong[0].item()}; background is 0 and class c is c + 1, so num_classes is C + 1"
+                    + f", got {wrong[0].item()}; {advice}"
                 )
         cells = torch.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
         self.counts += cells.view_as(self.counts)

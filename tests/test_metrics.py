@@ -96,6 +96,15 @@ def test_an_image_that_is_ignored_whole_counts_nothing():
     assert not count(ConfusionMatrix(2), [(IGNORED, 0), (IGNORED, 99)]).counts.any()
 
 
+def test_a_label_with_ignored_pixels_is_scored_on_the_others():
+    label, truth = torch.tensor([[0, IGNORED, 1]]), torch.tensor([[0, 1, 1]])
+    matrix = ConfusionMatrix(2)
+    with pytest.raises(ValueError, match=r"got 255; score the pixels that are known, update\(prediction\[known\]"):
+        matrix.update(label, truth)
+    known = label != IGNORED
+    assert matrix.update(label[known], truth[known]).counts.tolist() == [[1, 0], [0, 1]]
+
+
 @pytest.mark.parametrize("ignore_index", [-1, 2, 100])
 def test_another_value_can_be_ignored(ignore_index):
     matrix = ConfusionMatrix(2, ignore_index=ignore_index)
