@@ -111,6 +111,14 @@ CASES = {
     "absent weights": ("attention", lambda: None, ["--weights", "w"], "expected 'default', 'none' or a file that fits"),
     "a file as --out": ("attention", write("new", ""), [], "--out new: [Errno 17] File exists"),
     "foreign settings": ("attention", write("new/settings.json", "[]"), [], "is not one of ours"),
+    "a warm-up to the end": ("attention", lambda: None, ["--warm-up", 2], "nothing is accumulated in 2 iterations"),
+    "no such device": ("attention", lambda: None, ["--device", "gpu"], "--device gpu: "),
+    "fewer than no workers": ("attention", lambda: None, ["--workers", -1], "a whole number of at least 0, got -1"),
+    "fewer than no images": ("attention", lambda: None, ["--snapshots", -1], "a whole number of at least 0, got -1"),
+    "decay below 0": ("attention", lambda: None, ["--weight-decay", -1], "--weight-decay: expected at least 0, got -1"),
+    "a rate below 0": ("attention", lambda: None, ["--backbone-lr", -1, 1], "--backbone-lr: expected factors of at"),
+    "all momentum": ("attention", lambda: None, ["--momentum", 2], "--momentum: expected a value in [0, 1], got 2"),
+    "a hue of 1": ("attention", lambda: None, ["--color-jitter", 1, 1, 1, 1], "a hue of at most 0.5, got 1 1 1 1"),
     "half settings": (
         "attention again",
         cut("attention/settings.json"),
@@ -135,6 +143,12 @@ CASES = {
         [],
         "expected a file that train_attention.py",
     ),
+    "maps without attention": (
+        "integral",
+        lambda: AttentionAccumulator.load("attention/max.safetensors").reset().save("attention/max.safetensors"),
+        [],
+        "attention/max.safetensors holds no attention",
+    ),
     "a folder as maps": ("integral", lambda: None, ["--maps", "attention"], "expected a file that train_attention.py"),
     "maps with other labels": (
         "integral",
@@ -155,6 +169,7 @@ CASES = {
     ),
     "cams of stage 2": ("export", lambda: None, ["--run", "integral"], "needs a folder of train_attention.py"),
     "integral of stage 1": ("export", lambda: None, ["--source", "integral"], "needs a folder of train_integral.py"),
+    "views of what was accumulated": ("export", lambda: None, ["--flip-views"], "has no --scales and --flip-views"),
     "no maps in the run": ("export", remove("attention/max.safetensors"), [], "run train_attention.py again"),
     "a cut checkpoint": ("export", cut("attention/checkpoint.pt"), [], "remove it to start this stage anew"),
     "other labels than trained on": ("export", write(TRAIN, "a 0 1\nb 1\n"), [], "1 images of train have other labels"),
@@ -168,8 +183,8 @@ CASES = {
     "maps of other views": (
         "export",
         lambda: None,
-        ["--out", "maps", "--no-stretch"],
-        "other settings (stretch: True there, False asked)",
+        ["--out", "maps", "--stretch"],
+        "other settings (stretch: False there, True asked)",
     ),
     "no folder of maps": ("labels", lambda: None, ["--maps", "absent"], "absent is missing"),
     "no folder of saliency": ("labels", lambda: None, ["--saliency", "absent"], "absent is missing"),
@@ -185,7 +200,7 @@ CASES = {
     "a cut map": ("labels", cut("maps/b_1.png"), [], "b_1.png cannot be read"),
     "run of a training": ("labels", lambda: None, ["--out", "attention"], "made with other settings"),
     "a small map to score": ("cues", image("maps/c_1.png", size=(9, 9)), [], "c_1.png: expected 8-bit grey"),
-    "no mask": ("cues", remove(MASK), [], "there is no mask b.png"),
+    "no mask": ("cues", remove(MASK), [], "1 of 6 images of train have no mask, first b.png"),
     "a small mask": (
         "cues",
         image(MASK, size=(9, 9)),
@@ -281,6 +296,13 @@ def test_what_may_be_left_out_is_left_out_and_told(place):
     text = run("export_attention.py", *VOC, "--run", "attention", "--source", "cam", "--out", "cams", "--device", "cpu")
     assert "1 of 2 images show no class and have no maps" in text
     assert "done: maps of 1 images written, 0 were there" in text
+
+
+def test_scores_of_one_list_are_not_replaced_by_those_of_another(place):
+    run(*COMMANDS["evaluate"])
+    before = Path("new/scores.json").read_bytes()
+    assert "split: val there, train asked" in run(*COMMANDS["evaluate"], "--split", "train", expect=1)
+    assert Path("new/scores.json").read_bytes() == before
 
 
 def test_masks_that_ignore_all_give_label_images_and_no_score(place):
@@ -419,7 +441,7 @@ def test_a_log_cut_short_by_a_full_disk_is_taken_up(place, log):
 
 def test_a_log_that_cannot_be_written_is_told(place):
     Path("new/log.csv").mkdir(parents=True)
-    assert "new/log.csv: [Errno 21] Is a directory" in run(*COMMANDS["segmentation"], expect=1)
+    assert "new/log.csv cannot be read as text: it is no regular file" in run(*COMMANDS["segmentation"], expect=1)
 
 
 @pytest.mark.parametrize("write_file", [lambda path: write_text(path, "new"), lambda path: write_image(path, NOISE)])

@@ -185,7 +185,7 @@ def test_each_folder_is_scored_as_evaluate_cues_does(root):
         (["--maps", "a", "--against", "b", "--resamples", 0], "expected --resamples of at least 1"),
         (["--maps", "a", "--against", "b", "--background-level", 1.5], "expected a threshold of maps in [0, 1]"),
         (["--labels", "labels_a", "--against", "labels_b", "--background-level", 0.5], "expected a threshold of maps"),
-        (["--labels", "labels_a", "--against", "a"], "cannot be read"),
+        (["--labels", "labels_a", "--against", "a"], "lacks the label images of 9 of the 9 images"),
         (["--maps", "a", "--against", "b", "--score-classes", "cat,dgo"], "did you mean 'dog'?"),
         (["--maps", "a", "--against", "b", "--saliency", "absent"], "absent: expected a folder, and maps (--maps)"),
         (["--against", "b"], "one of the arguments --maps --labels is required"),

@@ -209,9 +209,9 @@ def test_the_stages_after_training_go_together(voc, trained, tmp_path):
     assert len(pictures[0]) == 7
     assert pictures[0] == pictures[1]
     again = ["--voc-root", voc, "--run", trained, "--source", "max", "--out", tmp_path / "maps/max/train"]
-    assert "other settings (stretch: False there, True asked)" in run("export_attention.py", *again, expect=1)
-    again += ["--recipe", "small"]
-    assert "0 images written, 6 were there" in run("export_attention.py", *again)
+    text = run("export_attention.py", *again, "--recipe", "paper", expect=1)
+    assert "other settings (stretch: False there, True asked)" in text
+    assert "0 images written, 6 were there" in run("export_attention.py", *again)  # the recipe of the run
 
     maps, labels = tmp_path / "maps/max/train", tmp_path / "labels"
     make = ["--voc-root", voc, "--maps", maps]

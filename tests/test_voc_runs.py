@@ -1,11 +1,14 @@
 """Folders of runs: what is gone on with; and a sentence for each that holds something else."""
 
+import dataclasses
+import itertools
 import json
 import os
 from argparse import Namespace
 
 import pytest
 import torch
+from bound import Bound
 from files import read_json
 from processes import Process
 from recipes import SMALL
@@ -78,10 +81,15 @@ class Data(list):
     split, classes = "train", ("cat", "dog")
 
 
+HERE = Process(torch.device("cpu"), 0, 1)
+
+
+def arguments(folder):
+    return Namespace(out=folder, seed=0, backbone="tiny", weights="none", log_every=1, checkpoint_every=1)
+
+
 def start(folder, device):
-    options = {"seed": 0, "backbone": "tiny", "weights": "none", "log_every": 1, "checkpoint_every": 1}
-    arguments = Namespace(out=folder, **options)
-    run = Run(arguments, SMALL.attention, Data("abcd"), Process(torch.device(device), 0, 1))
+    run = Run(arguments(folder), SMALL.attention, Data("abcd"), Process(torch.device(device), 0, 1))
     return run, *run.start(lambda *_: Tiny(), 2)
 
 
@@ -97,3 +105,47 @@ def test_what_a_training_goes_on_with_is_on_its_device(tmp_path):
     kept = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     assert len(kept) == 2 * 4  # AdamW's two moments of four parameters
     assert {value.device.type for value in [*kept, *network.parameters()]} == {"meta"}
+
+
+def test_a_start_that_failed_does_not_bind_a_folder_and_results_do(tmp_path):
+    Bound(tmp_path, {"weights": "no such file"}).make()
+    Bound(tmp_path, {"weights": "default"}).make()
+    assert read_json(tmp_path / "settings.json") == {"weights": "default"}
+    (tmp_path / "log.csv").touch()
+    Bound(tmp_path, {"weights": "default"}).make()
+    with pytest.raises(SystemExit, match="made with other settings \\(weights: default there, none asked\\)"):
+        Bound(tmp_path, {"weights": "none"})
+
+
+def test_the_last_pass_begins_as_late_as_it_can_and_shows_every_image(tmp_path):
+    """A pass is images k N to (k + 1) N of the stream, in an order of its own."""
+    for images, size, iterations in itertools.product(range(1, 9), range(1, 5), range(1, 12)):
+        settings = dataclasses.replace(SMALL.attention, batch_size=size, iterations=iterations)
+        run = Run(arguments(tmp_path / f"{images} {size} {iterations}"), settings, Data("abcdefgh"[:images]), HERE)
+        steps = [step for step in range(iterations) if run.in_last_pass(step)]
+        shown, last = range(steps[0] * size, iterations * size), iterations * size // images
+        assert steps == list(range(steps[0], iterations))
+        if last > 0:
+            assert shown.start <= (last - 1) * images < shown.start + size  # the first batch with one of them
+        else:
+            assert shown.start == 0
+
+
+def test_a_log_of_a_run_without_a_checkpoint_begins_anew(tmp_path):
+    (tmp_path / "log.csv").write_text("step,epoch\n1,0.1\n2,0.2\n")
+    start(tmp_path, "cpu")
+    assert (tmp_path / "log.csv").read_text() == "step,epoch\n"
+
+
+def test_one_process_saves_after_ten_minutes_too(tmp_path, monkeypatch):
+    clock = itertools.count(step=250.0)  # seconds: each look at the clock is 250 later
+    monkeypatch.setattr("training.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(Run, "batches", lambda *_: [[] for _ in range(8)])
+    given, saved = arguments(tmp_path), []
+    given.checkpoint_every = 1000
+    run = Run(given, dataclasses.replace(SMALL.attention, iterations=8), Data("abcd"), HERE)
+    run.start(lambda *_: Tiny(), 2)
+    monkeypatch.setattr(run, "_save", saved.append)
+    for _ in run.steps([]):
+        pass
+    assert saved == [3, 6, 8]

@@ -1,6 +1,7 @@
 """evaluate_cues.py and the figures on masks that leave nothing to compare: that is stated, and no score is printed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -374,7 +375,52 @@ def test_a_list_within_the_list_of_the_maps_is_scored(root):
     (root / "maps/source.json").write_text('{"split": "train"}')
     (root / "ImageSets/Segmentation/masks_cls.txt").write_text("b 0\nc 1\ne 1\nf 0\n")
     for name in "ef":
-        (root / f"JPEGImages/{name}.jpg").write_bytes((root / "JPEGImages/b.jpg").read_bytes())
+        shutil.copy(root / "JPEGImages/b.jpg", root / f"JPEGImages/{name}.jpg")
+        shutil.copy(root / "SegmentationClass/b.png", root / f"SegmentationClass/{name}.png")
     text = evaluate(root, "--split", "masks", "--maps", root / "maps", expect=1)
     assert "2 of its 4 images have no map of one of their classes, first e (dog); the maps there were made for" in text
     assert "run export_attention.py for this split first (--split masks)" in text
+
+
+def test_images_without_saliency_have_no_label_and_other_missing_labels_are_refused(root):
+    (root / "labels/b.png").unlink()
+    text = evaluate(root, "--labels", root / "labels", expect=1)
+    assert "lacks the label images of 1 of the 4 images of train, first b.png" in text
+    (root / "labels/without_saliency.txt").write_text("b\n")
+    text = evaluate(root, "--labels", root / "labels")
+    assert "of the pixels ignored, 1 images without a label" in text
+    scores = json.loads((root / "scores.json").read_text())[str(root / "labels")]
+    assert (scores["without_label"], scores["mean_iou"], scores["ignored"]) == (1, 1, 1 / 4)
+    for name in "acd":
+        (root / f"labels/{name}.png").unlink()
+    (root / "labels/without_saliency.txt").write_text("a\nb\nc\nd\n")
+    assert "lacks the label images of 4 of the 4" in evaluate(root, "--labels", root / "labels", expect=1)
+
+
+def test_masks_are_looked_for_before_anything_is_scored(root, monkeypatch):
+    (root / "SegmentationClass/d.png").unlink()
+    monkeypatch.setattr("evaluate_cues.sweep_cues", lambda *_: pytest.fail("scored"))
+    text = evaluate(root, "--maps", root / "maps", expect=1)
+    assert "1 of 4 images of train have no mask, first d.png" in text
+
+
+def test_a_picture_of_no_known_form_comes_after_the_scores(root):
+    text = evaluate(root, "--maps", root / "maps", "--curve", root / "curve.none", expect=1)
+    assert "curve.none" in text
+    assert "the scores are above" in text
+    assert (root / "scores.json").exists()
+
+
+def test_labels_of_other_saliency_are_refused_and_maps_that_lack_an_image_before_work(root):
+    for folder, value in (("first", 0), ("second", 255)):
+        (root / folder).mkdir()
+        for name in "abcd":
+            Image.new("L", SIZE[::-1], value).save(root / f"{folder}/{name}.png")
+    options = ["--voc-root", root, "--maps", root / "maps", "--out", root / "made"]
+    run("make_pseudo_labels.py", *options, "--saliency", root / "first")
+    text = run("make_pseudo_labels.py", *options, "--saliency", root / "second", expect=1)
+    assert "was made with other settings (saliency:" in text
+    (root / "maps/d_1.png").unlink()
+    options[-1] = root / "others"
+    assert "d_1.png is missing" in run("make_pseudo_labels.py", *options, "--saliency", root / "first", expect=1)
+    assert not (root / "others").exists()

@@ -59,6 +59,15 @@ def test_what_is_read_off_a_run_is_what_loops_count(finished_run):
     assert found.similarity[1] == 0.75
 
 
+@pytest.mark.parametrize(("rest", "epochs"), [("2.1", [1, 2]), ("2.5", [1, 2, 2.5])])
+def test_the_few_batches_after_the_last_whole_epoch_tell_nothing(finished_run, rest, epochs):
+    path, _, _ = finished_run
+    (path / "log.csv").write_text(f"{LOG}5,{rest},0.4,1.0,1,0.99\n")
+    found = signs(path)
+    assert found.epochs == epochs
+    assert (found.pass_rate[-1], found.last_similarity) == ((1.0, 0.99) if len(epochs) == 3 else (0.5, 0.75))
+
+
 def test_maps_that_stay_do_not_grow(finished_run):
     path, maximum, latest = finished_run
     assert signs(path).growth > 1

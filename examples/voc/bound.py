@@ -9,6 +9,7 @@ from typing import Any
 from files import ends_with, read_json, write_text
 
 MOST = 8  # differences that a message names
+RECORDS = ("settings.json", "source.json", "made_from.json")
 NOTHING: dict[str, Any] = {}
 
 
@@ -21,7 +22,7 @@ class Bound:
     """A folder for results of certain settings, which are kept in a file beside them.
 
     One that holds results of other settings is refused with a sentence, so that what is there can always be gone on
-    with. Nothing is written before `make`.
+    with. Nothing is written before `make`. A folder that holds no results yet, of a start that failed, takes others.
 
     Args:
         path: of the folder, as given with --out.
@@ -36,9 +37,15 @@ class Bound:
         self.path, self.record = path, path / record
         settings = json.loads(json.dumps(settings, default=str))  # as they come back from the file
         self.content = settings | noted
-        if not self.record.exists():
+        self._replaces = not self.record.exists()
+        if self._replaces:
             return
-        found = {name: value for name, value in read_json(self.record).items() if name not in noted}
+        there = read_json(self.record)
+        # Left by a start of this stage that failed; the settings of something else are not ours to replace.
+        self._replaces = there.keys() == self.content.keys() and all(file.name in RECORDS for file in path.iterdir())
+        if self._replaces:
+            return
+        found = {name: value for name, value in there.items() if name not in noted}
         told = differences(found, settings)
         if told:
             what = "; ".join(told[:MOST] + [f"{len(told) - MOST} more"] * (len(told) > MOST))
@@ -48,7 +55,7 @@ class Bound:
         """Make the folder, with the settings in it, where it is not there."""
         with ends_with(f"--out {self.path}", "choose a folder that can be written to, or make room"):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.record.exists():
+            if self._replaces:
                 write_text(self.record, json.dumps(self.content, indent=1))
 
     def todo(self, names: Iterable[str], files: Callable[[str], Iterable[str]] = label_image) -> list[str]:

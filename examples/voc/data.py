@@ -131,6 +131,13 @@ class VOCFolder:
         """Whether the truth is there."""
         return self._mask_path(name) is not None
 
+    def check_masks(self) -> None:
+        """End where an image has no mask."""
+        if missing := [name for name in self.names if not self.has_mask(name)]:
+            raise SystemExit(
+                f"{len(missing)} of {len(self)} images of {self.split} have no mask, first {missing[0]}.png"
+            )
+
     def _mask_path(self, name: str) -> Path | None:
         paths = [png(self.root / folder, name) for folder in self._mask_folders]
         return next((path for path in paths if path.exists()), None)

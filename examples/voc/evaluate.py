@@ -68,6 +68,7 @@ def main() -> None:
     if "crop" not in run["recipe"]:
         raise SystemExit(f"{arguments.run} is no folder of train_segmentation.py (--run)")
     backbone, classes = run["arguments"]["backbone"], run["data"]["classes"]
+    arguments.recipe = arguments.recipe or run["arguments"]["recipe"]
     settings: Evaluation = resolve(arguments, "evaluation", backbone)
     if settings.crf_iterations:
         pydensecrf()  # before the network is run in vain
@@ -79,7 +80,7 @@ def main() -> None:
     network.load_state_dict(state["network"])
     network.to(arguments.device, memory_format=torch.channels_last).eval()
 
-    out = Bound(arguments.out, {"run": run, "settings": vars(settings)})
+    out = Bound(arguments.out, {"run": run, "settings": vars(settings), "split": folder.split})
     out.make()
     part, parts = arguments.part
     names = folder.names[part::parts]
@@ -102,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the label images and scores.json")
     add_part_argument(parser)
     add_score_classes(parser)
-    add_options(parser, "evaluation")
+    add_options(parser, "evaluation", recipe="that of --run")
     return parser.parse_args()
 
 

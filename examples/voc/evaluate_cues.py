@@ -36,6 +36,7 @@ from scores import (
     names_of,
     over,
     plain,
+    without_label,
 )
 
 from oaa_lib import ThresholdSweep
@@ -59,7 +60,7 @@ def main() -> None:
     if arguments.curve:
         import figures
 
-        with ends_with(f"--curve {arguments.curve}", "the scores are above"):
+        with ends_with(f"--curve {arguments.curve}", "the scores are above", ValueError):
             figures.curves({str(folder): results[str(folder)] for folder in arguments.maps}, arguments.curve)
     scores = {name: result["mean_iou"] for name, result in results.items() if result["mean_iou"] is not None}
     if not scores:
@@ -75,16 +76,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--split", default="train", help="list of the images, with masks (default: train)")
     parser.add_argument("--maps", type=Path, nargs="*", default=[], help="folders of NAME_CLASS.png")
-    parser.add_argument(
-        "--threshold-from", type=Path, nargs="*", help="train-split maps, one folder for each of --maps"
-    )
+    parser.add_argument("--threshold-from", type=Path, nargs="*", help="train-split maps, one for each of --maps")
     parser.add_argument("--labels", type=Path, nargs="*", default=[], help="folders of label images NAME.png")
     parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png, for --maps")
     add_score_classes(parser)
     parser.add_argument("--json", type=Path, help="also write all numbers here, those of each class too")
-    parser.add_argument(
-        "--curve", type=Path, help="also draw mIoU, precision and recall over the threshold here (.png)"
-    )
+    parser.add_argument("--curve", type=Path, help="also draw mIoU, precision and recall by threshold (.png)")
     arguments = parser.parse_args()
     if not arguments.maps and not arguments.labels:
         parser.error("give at least one folder with --maps or --labels")
@@ -103,8 +100,12 @@ def print_scores(arguments: argparse.Namespace, data: VOCFolder, scored: Sequenc
     """Score every folder, and print a line for each; the results by folder."""
     sources = arguments.threshold_from or []
     train = VOCFolder(arguments.voc_root, "train") if sources else data
-    for folder in {data.split: data, train.split: train}.values() if arguments.saliency else ():
-        check_saliency(folder, arguments.saliency)
+    for images in {data.split: data, train.split: train}.values():
+        images.check_masks()
+        if arguments.saliency:
+            check_saliency(images, arguments.saliency)
+    for folder in arguments.labels:
+        without_label(data, folder)
     chosen, results, stated = over(scored, data.classes), {}, set()
     with_saliency = f", with {arguments.saliency}" if arguments.saliency else ""
 
@@ -126,12 +127,11 @@ def print_scores(arguments: argparse.Namespace, data: VOCFolder, scored: Sequenc
         threshold_from = (train, sources[position]) if sources else None
         result = evaluate_maps(data, folder, threshold_from, scored, arguments.saliency)
         levels = "/".join(f"{level:.2f}" for level in result["thresholds"])
-        begun = state(folder, result)
-        print(f"{begun} {levels:>11} {100 * result['oracle_mean_iou']:7.2f}{chosen}{with_saliency}")
+        print(f"{state(folder, result)} {levels:>11} {100 * result['oracle_mean_iou']:7.2f}{chosen}{with_saliency}")
     for folder in arguments.labels:
         result = evaluate_labels(data, folder, scored)
-        begun = state(folder, result)
-        print(f"{begun} ({result['ignored']:.1%} of the pixels ignored){chosen}")
+        without = f", {n} images without a label" if (n := result["without_label"]) else ""
+        print(f"{state(folder, result)} ({result['ignored']:.1%} of the pixels ignored{without}){chosen}")
     return results
 
 

@@ -31,6 +31,7 @@ from training import finished
 
 from oaa_lib import AttentionAccumulator, normalize_attention
 
+VIEWS = ("scales", "flip_views", "stretch")  # the settings of stage 3 that are made use of here
 MANY_SCALES = (0.5, 1.0, 1.5, 2.0)  # of cam_ms: IRN's and SEAM's
 
 
@@ -39,6 +40,7 @@ def main() -> None:
     arguments = parse_arguments()
     check_device(arguments.device)
     run, state = trained(arguments)
+    arguments.recipe = arguments.recipe or run["arguments"]["recipe"]
     views: Labels = resolve(arguments, "labels", run["arguments"]["backbone"])
     if arguments.source == "cam_ms":
         views = replace_checked(views, {"scales": arguments.scales or MANY_SCALES, "flip_views": True})
@@ -53,7 +55,7 @@ def main() -> None:
     else:
         attention_of = Seen(arguments, folder, views, run, state)
 
-    kept_views = {"scales": views.scales, "flip_views": views.flip_views, "stretch": views.stretch}
+    kept_views = {name: getattr(views, name) for name in VIEWS}
     kept = {"run": run, "source": arguments.source, "split": folder.split, "views": kept_views}
     out = Bound(arguments.out, kept, record="source.json")
     labelled = [name for name in names if folder.class_ids(name)]
@@ -83,8 +85,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", help="list of the images (default: the one that the run was trained on)")
     parser.add_argument("--out", type=Path, required=True)
     add_part_argument(parser)
-    add_options(parser, "labels")
-    return parser.parse_args()
+    add_options(parser, "labels", only=VIEWS, recipe="that of --run")
+    arguments = parser.parse_args()
+    if arguments.source in ("max", "mean") and (arguments.scales or arguments.flip_views):
+        parser.error(f"--source {arguments.source} is cumulative attention, which has no --scales and --flip-views")
+    return arguments
 
 
 def trained(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

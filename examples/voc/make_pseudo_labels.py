@@ -18,7 +18,7 @@ from bound import Bound
 from data import VOCFolder, write_label
 from files import ends_with, write_text
 from images import png
-from maps import map_files, read_map
+from maps import check_maps, map_files, read_map
 from options import add_options, resolve, training_split
 from parallel import on_all_cores
 from recipes import Labels
@@ -33,8 +33,10 @@ def main() -> None:
     arguments, settings = parse_arguments()
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
     # rescale: labels of earlier versions were of maps that had been min-maxed whatever the setting said
-    bound = {"maps": arguments.maps, **dataclasses.asdict(settings), "rescale": settings.stretch}
+    places = {"maps": arguments.maps, "saliency": arguments.saliency}
+    bound = {**places, **dataclasses.asdict(settings), "rescale": settings.stretch}
     out = Bound(arguments.out, bound)
+    check_maps(folder, arguments.maps)
     todo = out.todo(folder.names)
     if arguments.saliency is not None and not any(png(arguments.saliency, name).exists() for name in folder.names):
         raise SystemExit(
@@ -42,8 +44,7 @@ def main() -> None:
             f"{folder.names[0]}.png; are these maps of other images?"
         )
     sizes = {name: size_of(name, folder, arguments.saliency) for name in todo}
-    places = {"maps": arguments.maps, "saliency": arguments.saliency, "out": arguments.out}
-    call = partial(make_label, folder=folder, sizes=sizes, settings=settings, **places)
+    call = partial(make_label, folder=folder, sizes=sizes, settings=settings, out=arguments.out, **places)
     out.make()
     with ends_with(f"--out {arguments.out}", "what is written stays; the same command goes on from there"):
         ignored = dict(zip(todo, on_all_cores(call, todo, "pseudo labels"), strict=True))
@@ -64,7 +65,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Labels]:
     parser.add_argument("--maps", type=Path, required=True, help="folder of NAME_CLASS.png")
     parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png")
     parser.add_argument("--out", type=Path, required=True)
-    add_options(parser, "labels")
+    add_options(parser, "labels", without=("scales", "flip_views"))
     arguments = parser.parse_args()
     settings: Labels = resolve(arguments, "labels", "")
     if (settings.background == "saliency") != (arguments.saliency is not None):

@@ -18,6 +18,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {  # what the types of recipes.py s
     "a value in [0, 1]": lambda value: 0 <= value <= 1,
     "a share in [0, 1)": lambda value: 0 <= value < 1,
     "a share above 0 and up to 1": lambda value: 0 < value <= 1,
+    "factors of at least 0": lambda values: min(values) >= 0,
+    "factors of at least 0 and, last, a hue of at most 0.5": lambda values: min(values) >= 0 and values[3] <= 0.5,
     "factors above 0": lambda values: len(values) > 0 and min(values) > 0,
     WIDTHS: lambda values: min(values[:-1]) > 0 and values[-1] >= 0,
 }
@@ -29,7 +31,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda, if any"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that load images (default: 2)")
+    parser.add_argument("--workers", type=whole_number, default=2, help="processes that load images (default: 2)")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, backbones: Iterable[str] = BACKBONES) -> None:
@@ -46,7 +48,19 @@ def add_training_arguments(parser: argparse.ArgumentParser, backbones: Iterable[
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the new layers, the order, and what is drawn")
     parser.add_argument("--log-every", type=int, help="iterations (default: once in a pass over the images)")
-    parser.add_argument("--checkpoint-every", type=int, default=1000, help="iterations (default: 1000)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=1000,
+        help="iterations (default: 1000); without torchrun ten minutes, too",
+    )
+
+
+def whole_number(text: str) -> int:
+    """At least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return int(text)
 
 
 def seed_number(text: str) -> int:
@@ -77,13 +91,33 @@ def training_split(arguments: argparse.Namespace) -> str:
     return arguments.split or ("trainaug" if has_augmented else "train")
 
 
-def add_options(parser: argparse.ArgumentParser, stage: str) -> None:
-    """``--recipe`` and one option for every setting of a stage; what is not given is the recipe's."""
-    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="settings to start from (default: paper)")
+def add_options(
+    parser: argparse.ArgumentParser,
+    stage: str,
+    *,
+    only: Iterable[str] = (),
+    without: Iterable[str] = (),
+    recipe: str = "paper",
+) -> None:
+    """``--recipe`` and one option for every setting of a stage; what is not given is the recipe's.
+
+    Args:
+        parser: of the script.
+        stage: a field of `Recipe`.
+        only: the settings that the script makes use of; none: all.
+        without: those that it makes no use of.
+        recipe: the default, or what to say of it where the script finds it elsewhere.
+    """
+    default = recipe if recipe in RECIPES else None
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default=default, help=f"settings to start from (default: {recipe})"
+    )
     group = parser.add_argument_group("settings of the recipe", "each replaces the recipe's value; see recipes.py")
     for name, kind in typing.get_type_hints(typing.get_type_hints(Recipe)[stage]).items():
-        values = {recipe: getattr(getattr(settings, stage), name) for recipe, settings in RECIPES.items()}
-        option, told = _option(name), ", ".join(f"{recipe} {_show(value)}" for recipe, value in values.items())
+        if name in without or (only and name not in only):
+            continue
+        values = {known: getattr(getattr(settings, stage), name) for known, settings in RECIPES.items()}
+        option, told = _option(name), ", ".join(f"{known} {_show(value)}" for known, value in values.items())
         if kind is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, help=told)
         elif typing.get_origin(kind) is Literal:
@@ -99,7 +133,7 @@ def add_options(parser: argparse.ArgumentParser, stage: str) -> None:
 def resolve(arguments: argparse.Namespace, stage: str, backbone: str) -> Any:
     """The settings of one stage: the recipe's, with what was given on the command line."""
     settings = getattr(for_backbone(RECIPES[arguments.recipe], backbone), stage)
-    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(settings)}
+    given = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(settings)}
     return replace_checked(settings, {name: value for name, value in given.items() if value is not None})
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from files import ends_with
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +44,8 @@ def check_device(device: str) -> None:
     """End if --device names what is not there."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"--device {device}: no CUDA device is available here; use --device cpu")
+    with ends_with(f"--device {device}", "use cuda or cpu", RuntimeError, NotImplementedError):
+        torch.zeros(1, device=device).cpu()
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 The defaults of the dataclasses are the paper's recipe. Sources, in brackets beside each value: [paper] the ICCV 2019
 text, section 4.1 where nothing else is said; [release] the authors' PyTorch program; [caffe] their first program;
 [TPAMI] their journal extension of 2021; [DeepLab] the papers that section 4.1 points to, as the caffe program sets it;
-[here] nobody says it, or the photographs need it. Lengths are iterations (optimiser steps), the paper's unit. What a
-type expects of a value, options.py checks.
+[here] nobody says it, or the photographs need it. Lengths are iterations. What a type expects, options.py checks.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +12,10 @@ from typing import Annotated, Any, Literal
 Count = Annotated[int, "at least 1"]
 Rate = Annotated[float, "a rate above 0"]
 Share = Annotated[float, "a value in [0, 1]"]
+AtLeast0 = Annotated[float, "at least 0"]
 Factors = Annotated[tuple[float, ...], "factors above 0"]
-Multipliers = tuple[float, float]  # of lr, for weights and for biases
+Multipliers = Annotated[tuple[float, float], "factors of at least 0"]  # of lr, for weights and for biases
+Jitter = Annotated[tuple[float, float, float, float], "factors of at least 0 and, last, a hue of at most 0.5"]
 WIDTHS = "widths above 0 and, last, a weight of at least 0"
 
 
@@ -28,14 +29,14 @@ class Training:
     short_side: Count = 224  # [release], [caffe] pixels; the aspect is kept up to one cell of the score map
     optimizer: Literal["sgd", "adamw"] = "sgd"  # [release], [caffe]
     lr: Rate = 1e-3  # [paper]
-    momentum: float = 0.9  # [paper]
+    momentum: Share = 0.9  # [paper]
     nesterov: bool = False  # [caffe]
-    weight_decay: float = 2e-4  # [paper]
+    weight_decay: AtLeast0 = 2e-4  # [paper]
     decay_biases: bool = False  # [caffe] whether biases decay too
     backbone_lr: Multipliers = (1, 2)  # [caffe] of the pretrained layers
     head_lr: Multipliers = (1, 2)  # [caffe] of the new layers
     flip: Share = 0.5  # [caffe] probability of a horizontal flip
-    color_jitter: tuple[float, float, float, float] = (0, 0, 0, 0)  # [caffe] brightness, contrast, saturation, hue
+    color_jitter: Jitter = (0, 0, 0, 0)  # [caffe] brightness, contrast, saturation, hue
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ class Segmentation:
     batch_size: Count = 10  # [paper]
     optimizer: Literal["sgd", "adamw"] = "sgd"  # [DeepLab]
     lr: Rate = 1e-3  # [DeepLab]
-    power: float = 0.9  # [DeepLab] of the poly schedule: rate = lr * (1 - step / iterations) ** power
-    momentum: float = 0.9  # [DeepLab]
+    power: AtLeast0 = 0.9  # [DeepLab] of the poly schedule: rate = lr * (1 - step / iterations) ** power
+    momentum: Share = 0.9  # [DeepLab]
     nesterov: bool = False  # [DeepLab]
-    weight_decay: float = 5e-4  # [DeepLab]
+    weight_decay: AtLeast0 = 5e-4  # [DeepLab]
     decay_biases: bool = False  # [DeepLab]
     backbone_lr: Multipliers = (1, 2)  # [DeepLab]
     head_lr: Multipliers = (1, 2)  # [DeepLab] fc6, fc7 of VGG-16; ResNet-101 has (10, 10): see `for_backbone`

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from data import VOCFolder, read_label
 from images import png
-from texts import same_form, shown
+from texts import read_lines, same_form, shown
 from torch import Tensor
 from tqdm import tqdm
 
@@ -158,6 +158,7 @@ def evaluate_labels(data: VOCFolder, folder: Path, scored: Sequence[int] | None 
     The mean IoU is None where no pixel of a class is left to compare. The arguments are those of `evaluate_maps`.
     """
     scored = chosen_classes(None, data.classes) if scored is None else scored
+    without = without_label(data, folder)
     matrix = ConfusionMatrix(len(data.classes) + 1)
     pixels, ignored = torch.zeros(len(data.classes) + 1, dtype=torch.int64), 0
     for name in tqdm(data.names, desc=f"{folder}", leave=False):
@@ -172,6 +173,7 @@ def evaluate_labels(data: VOCFolder, folder: Path, scored: Sequence[int] | None 
     return {
         "split": data.split,
         "images": len(data),
+        "without_label": len(without),
         "score_classes": names_of(scored, data.classes),
         "mean_iou": mean_of(matrix.iou(), scored).item() if matrix.counts[classes_of(scored)].sum() else None,
         "foreground": foreground(matrix, scored),
@@ -180,9 +182,25 @@ def evaluate_labels(data: VOCFolder, folder: Path, scored: Sequence[int] | None 
     }
 
 
+def without_label(data: VOCFolder, labels: Path) -> list[str]:
+    """The images that got no label, for want of a saliency map; ends where other label images are missing."""
+    told = labels / "without_saliency.txt"  # of make_pseudo_labels.py
+    known = set(read_lines(told)) if told.exists() else set()
+    without = [name for name in data.names if not png(labels, name).exists()]
+    missing = [name for name in without if name not in known]
+    if missing or len(without) == len(data):
+        raise SystemExit(
+            f"{labels} lacks the label images of {len(missing or without)} of the {len(data)} images of {data.split}, "
+            f"first {(missing or without)[0]}.png"
+        )
+    return without
+
+
 def read_prediction(name: str, *, data: VOCFolder, labels: Path) -> Tensor:
-    """(H, W) int64 label image of one image, in the size of its mask."""
+    """(H, W) int64 label image of one image, in the size of its mask; all 255 where there is none (`without_label`)."""
     path, size = png(labels, name), data.mask(name).shape
+    if not path.exists():
+        return torch.full(size, 255)
     prediction = read_label(path)
     if prediction.shape != size or ((prediction > len(data.classes)) & (prediction != 255)).any():
         raise SystemExit(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bound import Bound
 from data import VOCFolder
 from evaluate_cues import evaluate_maps
 from files import read_json, write_text
@@ -16,6 +17,7 @@ from images import png
 from options import training_split
 from recipes import Labels
 from scores import chosen_classes, names_of
+from texts import read_text
 
 HERE = Path(__file__).parent
 LOSSES = {  # the paper's cross entropy has no threshold
@@ -105,7 +107,9 @@ class Seed:
             options += ["--foreground-threshold", Labels().foreground_threshold]
         elif self.background == "threshold":
             # The level decides, and was chosen on maps as they are.
-            options += ["--background-level", self.level(method), "--foreground-threshold", 0, "--no-stretch"]
+            # Half a grey level less: as a cue a class begins at the level, in labels above it (ties are background).
+            level = max((self.level(method) or 0) - 0.5 / 255, 0)
+            options += ["--background-level", level, "--foreground-threshold", 0, "--no-stretch"]
         return self._stage("make_pseudo_labels.py", f"labels/{method}{self.suffix}", [*options, *self.arguments.labels])
 
     def network(self, method: str, proportion: float = 1.0) -> Path:
@@ -141,10 +145,14 @@ class Seed:
     def _stage(self, script: str, name: str, options: Sequence[Any], *, data: bool | None = None) -> Path:
         """Run a script into a folder of this seed, unless it ran to its end with these options before."""
         out = self.folder / name
+        folders = [folder for path in options if isinstance(path, Path) for folder in (path, path.parent)]
+        sources = {str(folder.relative_to(self.folder)): made(folder) for folder in folders if made(folder)}
+        bound = Bound(out, sources, record="made_from.json")  # ends if one of them was made anew in another way since
         options, done = [str(option) for option in options], out / "done.txt"
         told = " ".join([script, *options])
         if done.is_file() and done.read_bytes() == told.encode():
             return out
+        bound.make()
         trains = script.startswith("train_")
         free: list[Any] = ["--voc-root", self.arguments.voc_root, "--out", out]
         if trains or data:
@@ -152,6 +160,14 @@ class Seed:
         launch(script, [*options, *map(str, free)], self.arguments.processes if trains else 1)
         write_text(done, told)
         return out
+
+
+def made(stage: Path) -> dict[str, Any]:
+    """How the results in a stage's folder were made, with all that they were made from; nothing of other folders."""
+    done, sources = stage / "done.txt", stage / "made_from.json"
+    if not done.is_file():
+        return {}
+    return {"by": read_text(done)} | (read_json(sources) if sources.exists() else {})
 
 
 def launch(script: str, options: list[str], processes: int) -> None:

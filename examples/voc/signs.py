@@ -28,7 +28,7 @@ class Signs:
     """What is known of a run without masks.
 
     Attributes:
-        epochs: at which the next two were logged.
+        epochs: at which the next two were logged; without a last row that covers less than half of what the first does.
         pass_rate: of the gate, since the row before; in [0, 1].
         similarity: of the maps that pairs accepted to those before, since the row before (cosine; NaN: there was none).
         pairs: how many there are.
@@ -78,6 +78,8 @@ def signs(run: Path) -> Signs:
     if not log or any(log[0].get(column) is None for column in columns):
         raise SystemExit(f"{run}/log.csv is not one of train_attention.py: expected the columns {', '.join(columns)}")
     epochs, pass_rate, similarity = ([float(row[column]) for row in log] for column in columns)
+    if len(epochs) > 1 and epochs[-1] - epochs[-2] < epochs[0] / 2:  # a rest of an epoch, few batches: noise
+        epochs, pass_rate, similarity = epochs[:-1], pass_rate[:-1], similarity[:-1]
     pairs, empty = maximum.pairs.num_pairs, int(maximum.statistics().never_accumulated.sum())
     return Signs(epochs, pass_rate, similarity, pairs, empty, maximum.accepted / pairs, growth(maximum, latest))
 

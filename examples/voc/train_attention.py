@@ -16,7 +16,7 @@ from diagnosis import Diagnosis, Watched
 from files import ends_with
 from networks import BACKBONES, build_network
 from optimization import set_rate
-from options import add_options, add_training_arguments, resolve, training_split
+from options import add_options, add_training_arguments, resolve, training_split, whole_number
 from processes import Process, join
 from recipes import Attention
 from samples import AttentionImages, Sample
@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
-    parser.add_argument("--snapshots", type=int, default=8, help="images whose attention of every epoch is kept")
+    parser.add_argument(
+        "--snapshots", type=whole_number, default=8, help="images whose attention of every epoch is kept"
+    )
     add_options(parser, "attention")
     arguments = parser.parse_args()
     with join(arguments.device) as process:
@@ -49,6 +51,10 @@ def main() -> None:
 def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
     settings: Attention = resolve(arguments, "attention", arguments.backbone)
+    if settings.warm_up >= settings.iterations:
+        raise SystemExit(
+            f"--warm-up {settings.warm_up}: nothing is accumulated in {settings.iterations} iterations; take fewer"
+        )
     folder = VOCFolder(arguments.voc_root, training_split(arguments), negatives=arguments.negatives)
     if not folder.labels.any():
         raise SystemExit(f"no image of {folder.split} in {arguments.voc_root} shows a class: nothing to learn")

@@ -65,6 +65,8 @@ def cumulative_attention(path: Path, folder: VOCFolder) -> AttentionAccumulator:
             f"{path} holds the maps of other images or labels than {folder.root}, {folder.split} ({difference}); use "
             "the same lists, --split and --negatives as in stage 1"
         )
+    if accumulator.accepted == 0:
+        raise SystemExit(f"--maps {path} holds no attention: no pair has accepted a map; train stage 1 longer")
     return accumulator
 
 

@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from oaa_lib import AttentionAccumulator
 
+LONGEST = 600  # seconds of work that a killed process may lose
 OTHER_RUN = "it is of other images, labels or settings; choose another --out or remove the folder"
 
 
@@ -46,7 +47,8 @@ class Run:
         self.arguments, self.settings, self.process = arguments, settings, process
         self.path: Path = arguments.out
         self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
-        self.last_pass = settings.iterations - math.ceil(len(folder) / settings.batch_size)
+        passes = settings.iterations * settings.batch_size // len(folder)  # whole ones
+        self.last_pass = max((passes - 1) * len(folder) // settings.batch_size, 0)
         self.log_every = arguments.log_every or self.epoch_length
         if self.log_every < 1 or arguments.checkpoint_every < 1:
             raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
@@ -75,6 +77,8 @@ class Run:
         self.kept = {"network": network, "optimizer": optimizer, **kept}
         if (self.path / "checkpoint.pt").exists():
             self._go_on(load_checkpoint(self.path))
+        elif self.process.is_first:
+            self.log.shorten(0)  # of a run that was killed before its first checkpoint
         self.network = self.process.share(network).train()
         return self.network, optimizer
 
@@ -96,6 +100,7 @@ class Run:
         process, last, seed = self.process, self.settings.iterations, self.arguments.seed
         batches = self.batches(images)
         bar = tqdm(batches, self.path.name, last, initial=self.first, disable=not process.is_first)
+        saved = time.monotonic()
         with stop_signal(process.world == 1) as stop:
             for step, batch in enumerate(bar, self.first):
                 if isinstance(batch, SystemExit):  # a file that cannot be used; what has been learnt is kept
@@ -109,8 +114,10 @@ class Run:
                 done = step + 1
                 if self.log.noted and (done % self.log_every == 0 or done == last):
                     bar.set_postfix_str(self._write_log(done))
-                if done % self.arguments.checkpoint_every == 0 or done == last or stop:
+                late = process.world == 1 and time.monotonic() > saved + LONGEST  # several would not agree on it
+                if done % self.arguments.checkpoint_every == 0 or done == last or stop or late:
                     self._save(done)
+                    saved = time.monotonic()
                 if stop and done < last:
                     raise SystemExit(f"stopped after iteration {done}; the same command goes on from there")
 
@@ -121,7 +128,7 @@ class Run:
         return make_loader(images, self.settings.batch_size, self.first, last, seed=seed, **sharing)
 
     def in_last_pass(self, step: int) -> bool:
-        """Whether a step is of the last pass over the images."""
+        """Whether a step is of the last whole pass over the images, or after it."""
         return step >= self.last_pass
 
     def autocast(self) -> torch.autocast:

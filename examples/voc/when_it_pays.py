@@ -134,10 +134,16 @@ def gains(data: VOCFolder, maps: dict[str, Path], scored: list[int], saliency: P
 def maps_of(run: Path, kind: str, data: VOCFolder) -> Path | None:
     """The folder of a kind of map, which is made if need be; None for those that are not made here."""
     out = run / f"maps_{data.split}" / kind
+    trained, source = (run / kind, "integral") if kind in LOSSES else (stage_1(run), kind)
     for folder in (run / "maps" / kind, out):
         if all((folder / file).exists() for name in data.names for file in map_files(data, name)):
+            made_by, settings = folder / "source.json", trained / "settings.json"
+            known = made_by.exists() and settings.exists()
+            if known and read_json(made_by)["run"] != read_json(settings):
+                raise SystemExit(
+                    f"{folder} has maps of another training than {trained}; remove it to have them made anew"
+                )
             return folder
-    trained, source = (run / kind, "integral") if kind in LOSSES else (stage_1(run), kind)
     if kind == "cam_ms" or not trained.is_dir():
         return None
     try:
