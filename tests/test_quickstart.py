@@ -89,6 +89,15 @@ def test_a_pseudo_label_is_written_for_every_image(outputs):
         assert set(np.unique(np.asarray(image))) <= {0, 1, 2, 3, 4, 5, 255}
 
 
+@pytest.mark.slow
+def test_what_is_not_known_is_null_and_a_dash(tmp_path, capsys):
+    """Score maps of two steps are negative everywhere: the maps of the first epoch are 0, and similar to none."""
+    run("--images", 20, "--epochs", 2, "--out", tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["epochs"][0]["similarity"] is None
+    assert "nan" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -10,6 +10,7 @@ import time
 
 import figures
 import numpy as np
+import paper_tables
 import pytest
 import reproduce
 import seeds
@@ -227,6 +228,17 @@ def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match="this same command goes on"):
         seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
     assert not (tmp_path / "run" / "done.txt").exists()
+
+
+def test_what_the_log_does_not_know_is_null_and_a_dash(tmp_path):
+    """As of the first row of a log, whose maps are similar to none before."""
+    columns = "gate_pass_rate,similarity,pairs_empty,accumulation_seconds,seconds,share_constrained"
+    (tmp_path / "log.csv").write_text(f"{columns}\n0.5,nan,1,1,10,nan\n0.75,0.987654,0,1,10,nan\n")
+    seed = argparse.Namespace(attention=lambda: tmp_path, integral=lambda _: tmp_path)
+    told = paper_tables.diagnostics(seed, paper_tables.TABLES[1])
+    assert json.loads(json.dumps(told), parse_constant=pytest.fail)["similarity"] == [None, 0.988]
+    line = paper_tables.diagnosis("0", told)
+    assert "latest two maps - 0.99; accumulation 10.00% of the training time" in line
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def main() -> None:
         table = make_table(arguments, number)
         text = markdown(table)
         out = arguments.out / f"table{number}{Seed(arguments, 0).suffix}.md"
-        write_text(out.with_suffix(".json"), json.dumps(table, indent=1))
+        write_text(out.with_suffix(".json"), json.dumps(table, indent=1, allow_nan=False))
         write_text(out, text)
         print(f"\n{text}\ndone: {out}")
     for number in arguments.figure:

@@ -78,7 +78,8 @@ class Seed:
         asked["saliency"] = str(saliency) if saliency else None
         found = read_json(record) if record.exists() else {}
         if any(found.get(key) != value for key, value in asked.items()):
-            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored, saliency=saliency)))
+            found = evaluate_maps(data, maps, scored=scored, saliency=saliency)
+            write_text(record, json.dumps(found, allow_nan=False))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
