@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -292,20 +293,23 @@ def test_figure_5_without_masks_is_refused_before_anything_is_trained(voc, tmp_p
 
 
 @pytest.mark.slow
-def test_kill_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path):  # noqa: F811
-    """SIGTERM, as a cluster sends it: the training ends its step and saves; nothing is left running."""
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)])
+def test_a_signal_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path, number, send):  # noqa: F811
+    """SIGTERM, as a cluster sends it, or Ctrl-C, which all processes of a terminal get: nothing is left running."""
     long = TINY[0].replace("--iterations 4", "--iterations 10000")
     options = ["--voc-root", voc, "--out", tmp_path, *OPTIONS, "--attention", long, "--seeds", 0, "--table", 1]
     command = [sys.executable, EXAMPLES / "reproduce.py", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    settings = tmp_path / "seed0" / "attention" / "settings.json"
-    while process.poll() is None and not settings.exists():
-        time.sleep(0.02)
-    process.terminate()
-    text, _ = process.communicate(timeout=120)  # the stage has the pipe too: this ends when both are gone
-    assert process.returncode != 0
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    with subprocess.Popen(list(map(str, command)), **how, start_new_session=True) as process:  # a group of its own
+        while process.poll() is None and not (tmp_path / "seed0" / "attention" / "log.csv").exists():
+            time.sleep(0.02)
+        send(process.pid, number)
+        assert process.wait(timeout=120) == 1
+        with pytest.raises(ProcessLookupError):  # the stage has ended before
+            os.killpg(process.pid, 0)
+        text, _ = process.communicate()
     assert "train_attention.py stopped; when the cause is mended this same command goes on" in text
+    assert "the same command goes on from there" in text  # said by the stage, once its step was done
+    assert "Traceback" not in text
     assert not (tmp_path / "seed0" / "attention" / "done.txt").exists()
