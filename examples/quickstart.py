@@ -20,6 +20,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +231,19 @@ def main() -> None:
     draw_curves(diary, rows).savefig(args.out / "cue_miou_over_epochs.png", dpi=130)
     oaa.save(args.out / "maps.safetensors")
     (args.out / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False))
-    for i, label in enumerate(pseudo_labels.byte()):
+    write_label_images(pseudo_labels, args.out / "pseudo_labels")
+    print_results(results)
+
+
+def write_label_images(labels: Tensor, folder: Path) -> None:
+    """NUMBER.png of each image, in place of an earlier run's, which may have drawn more images."""
+    files = (folder / f"{i:04d}.png" for i in count())
+    for old in takewhile(Path.exists, files):
+        old.unlink()
+    for i, label in enumerate(labels.byte()):
         png = Image.fromarray(label.numpy(), mode="P")
         png.putpalette(voc_palette().tobytes())
-        png.save(args.out / "pseudo_labels" / f"{i:04d}.png")
-    print_results(results)
+        png.save(folder / f"{i:04d}.png")
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -98,6 +98,19 @@ def test_what_is_not_known_is_null_and_a_dash(tmp_path, capsys):
     assert "nan" not in capsys.readouterr().out
 
 
+def test_label_images_of_a_run_with_more_images_do_not_stay(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    write = runpy.run_path(str(QUICKSTART))["write_label_images"]
+    write(torch.ones(30, 8, 8), tmp_path)
+    (tmp_path / "2007_000032.png").write_bytes(b"of others")
+    write(torch.full((20, 8, 8), 2), tmp_path)
+    written = [f"{i:04d}.png" for i in range(20)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*written, "2007_000032.png"]
+    for name in written:
+        with Image.open(tmp_path / name) as image:
+            assert np.unique(np.asarray(image)) == [2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
