@@ -22,7 +22,7 @@ import argparse
 import json
 from pathlib import Path
 
-from crf import pydensecrf
+from beforehand import STAGES, check, read_options
 from data import VOCFolder
 from deeplab import SEGMENTATION_NETWORKS
 from files import write_text
@@ -37,10 +37,6 @@ from seeds import Seed
 def main() -> None:
     """Run what is asked for."""
     arguments = parse_arguments()
-    if 5 in arguments.figure:
-        import figures
-
-        figures.with_masks(VOCFolder(arguments.voc_root, Seed(arguments, 0).split))  # now, rather than after trainings
     for number in arguments.table:
         table = make_table(arguments, number)
         text = markdown(table)
@@ -84,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("pamr", "crf"),
         help="let the maps follow the photograph's edges first (default: as they are)",
     )
-    for stage in ("attention", "integral", "export", "labels", "segmentation", "evaluation"):
+    for stage in STAGES:
         parser.add_argument(
             f"--{stage}",
             type=str.split,
@@ -118,8 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         raise SystemExit(f"{arguments.saliency} is missing: expected a folder of saliency maps (--saliency)")
     if arguments.attention_backbone is None:
         arguments.attention_backbone = "vgg16" if arguments.backbone.startswith("resnet") else arguments.backbone
-    if arguments.refine == "crf":
-        pydensecrf()  # now, rather than after the trainings
+    check(arguments)  # now, rather than after the trainings
     return arguments
 
 
@@ -133,7 +128,7 @@ def make_figure(arguments: argparse.Namespace, number: int) -> None:
     if number == 1:
         figures.wandering(train, seed.attention(), out)
     elif number == 4:
-        val = VOCFolder(arguments.voc_root, "val")
+        val = VOCFolder(arguments.voc_root, read_options(arguments, "evaluation")[0].split)
         figures.segmentations(val, {"OAA": seed.val("max"), "OAA+": seed.val("hybrid")}, out)
     else:
         titles = {"CAM": "cam", "OAA": "max", "OAA+": "hybrid", "OAA+-MCE": "mce"}
