@@ -97,6 +97,10 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
         assert rows * 60 / 90 < pixels.shape[0] / 209 <= rows * 90 / 60 + 0.2  # photographs and a line of titles
     launched.clear()
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
+    assert (tmp_path / "table1.md").read_text() != text
+    reproduce_with(monkeypatch, *options, "--seeds", 0, 1, "--table", 1)  # of the results that are kept
+    assert (tmp_path / "table1.md").read_text() == text
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
     assert launched == []
 
     # refined maps: the stages after them once more, beside the others

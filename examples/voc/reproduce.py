@@ -14,8 +14,10 @@ segmentation network is chosen by --evaluation '--split NAME'. With --refine the
 others (tableN_crf.md, labels/max_crf). --rows leaves out what need not be trained: `--rows cam max` is a table of two
 rows.
 
-Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
-side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
+Writes tableN.md, tableN.json and figureN.jpg, in place of those of an earlier command: a table has the rows and seeds
+of the last one, and a command that names more makes it again from the results that are kept. Stopped at any moment, the
+same command goes on. Seeds can run side by side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to
+print both.
 """
 
 import argparse
