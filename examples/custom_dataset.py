@@ -4,8 +4,8 @@
 
 The CSV is read like that of voc/prepare.py folder, to the same classes, and photographs are upright as there.
 Random crops and flips are undone by the accumulator, whose maps are kept by file name in run/attention.maps: after a
-crash the same command goes on with the maps (the network starts anew here; see voc/train_attention.py for all of it).
-Afterwards run/maps holds NAME_CLASS.png for each image and class.
+crash the same command with --resume goes on with the maps (the network starts anew here; see voc/train_attention.py for
+all of it). Afterwards run/maps holds NAME_CLASS.png for each image and class.
 """
 
 import argparse
@@ -26,8 +26,11 @@ from oaa_lib.augmentation import WithViews
 
 sys.path.append(str(Path(__file__).resolve().parent / "voc"))
 
+from bound import Bound
+from files import ends_with
 from images import photograph
 from label_tables import read_folder
+from options import seed_number
 from texts import listing
 
 
@@ -82,13 +85,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of a crop (default: 224)")
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
     parser.add_argument("--epochs", type=int, default=5, help="default: 5")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of weights, order and crops (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="go on with the maps in --out, if there are any")
     arguments = parser.parse_args()
+    for name, least in (("size", 64), ("batch_size", 1), ("epochs", 1)):  # size: batch norm needs more than one cell
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(arguments, name)}")
+    file = arguments.out / "attention.maps"
+    if file.exists() and not arguments.resume:
+        parser.error(f"--out: {file} is there; pass --resume to go on with these maps, or take another folder")
 
     pictures = Pictures(arguments.images, arguments.csv, arguments.classes)
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.25] * 3)]
     transform = v2.Compose([v2.RandomResizedCrop(arguments.size, (0.5, 1)), v2.RandomHorizontalFlip(), *to_tensor])
     loader = DataLoader(WithViews(pictures, transform), arguments.batch_size, shuffle=True)
 
+    torch.manual_seed(arguments.seed)
     try:
         model = get_model(arguments.model, weights=arguments.weights)
     except (ValueError, KeyError) as error:
@@ -101,10 +113,12 @@ def main() -> None:
     network = wrap_classifier(model.train())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    accumulator = AttentionAccumulator(
-        pictures.labels, (28, 28), keys=pictures.names, path=arguments.out / "attention.maps", resume=True
-    )
+    settings = {name: getattr(arguments, name) for name in ("model", "weights", "size", "batch_size", "epochs", "seed")}
+    Bound(arguments.out, settings).make()  # refuses a folder of other settings
+    with ends_with(f"--out {arguments.out}", "take another folder", ValueError):
+        accumulator = AttentionAccumulator(
+            pictures.labels, (28, 28), keys=pictures.names, path=file, resume=arguments.resume
+        )
     for epoch in range(arguments.epochs):
         last_epoch = epoch == arguments.epochs - 1
         for indices, views, images in tqdm(loader, desc=f"epoch {epoch + 1}", leave=False):

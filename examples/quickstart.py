@@ -17,8 +17,10 @@ Two runs with one seed give the same numbers on one machine. What differs from t
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,12 @@ def train_classifier(images: Tensor, labels: Tensor, masks: Tensor, args: argpar
         accepted, offered = accumulators["max"].accepted, accumulators["max"].offered
         now, cam = latest[everything].cpu()[labels], attention_of(model, images, device)
         maps = {"CAM": cam, **{name: accumulator[everything] for name, accumulator in accumulators.items()}}
+        similarity = math.nan if before is None else oaa_lib.attention_similarity(before, now).nanmean().item()
         entry = {
             "epoch": epoch,
             "loss": torch.stack(losses).mean().item(),
             "gate_pass_rate": (accepted - seen[0]) / (offered - seen[1]),
-            "similarity": None if before is None else oaa_lib.attention_similarity(before, now).nanmean().item(),
+            "similarity": None if math.isnan(similarity) else similarity,
             "rows": {name: score(value, labels, masks) for name, value in maps.items()},
         }
         diary.append(entry)
@@ -227,12 +230,20 @@ def main() -> None:
     draw_contact_sheet(shown, images, labels, masks, pseudo_labels).savefig(args.out / "contact_sheet.png", dpi=85)
     draw_curves(diary, rows).savefig(args.out / "cue_miou_over_epochs.png", dpi=130)
     oaa.save(args.out / "maps.safetensors")
-    (args.out / "results.json").write_text(json.dumps(results, indent=2))
-    for i, label in enumerate(pseudo_labels.byte()):
+    (args.out / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False))
+    write_label_images(pseudo_labels, args.out / "pseudo_labels")
+    print_results(results)
+
+
+def write_label_images(labels: Tensor, folder: Path) -> None:
+    """NUMBER.png of each image, in place of an earlier run's, which may have drawn more images."""
+    files = (folder / f"{i:04d}.png" for i in count())
+    for old in takewhile(Path.exists, files):
+        old.unlink()
+    for i, label in enumerate(labels.byte()):
         png = Image.fromarray(label.numpy(), mode="P")
         png.putpalette(voc_palette().tobytes())
-        png.save(args.out / "pseudo_labels" / f"{i:04d}.png")
-    print_results(results)
+        png.save(folder / f"{i:04d}.png")
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -245,7 +256,8 @@ def print_results(results: dict[str, Any]) -> None:
     print(f"{'':22}{'threshold':>10}{'tuned':>8}{'reported':>10}{'vs CAM':>8}")
     for name, r in rows.items():
         print(f"{name:22}{r['threshold']:10.2f}{r['tuned']:8.1f}{r['reported']:10.1f}{r['reported'] - cam:+8.1f}")
-    similar = [f"{entry['similarity']:.3f}" for entry in diary[1:]] or ["(one epoch)"]
+    similarities = [entry["similarity"] for entry in diary]
+    similar = ["-" if value is None else f"{value:.3f}" for value in similarities[1:]] or ["(one epoch)"]
     print(f"""
 Pseudo labels (max + hybrid)   mIoU {labels["mean_iou"]:.1f}, {labels["ignored"]:.2%} of the pixels ignored
 Maps that passed the gate      {results["gate_pass_rate"]:.1%}; first epoch {first:.1%}, last {last:.1%}

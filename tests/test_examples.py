@@ -75,10 +75,57 @@ def test_own_pictures_get_maps_by_name_and_go_on(run, photos):
     maps = sorted(path.name for path in (photos / "run" / "maps").iterdir())
     assert maps == ["a.png_1.png", "b.jpg_0.png", "b.jpg_1.png", "d.png_0.png"]
     before = AttentionAccumulator.load(photos / "run" / "attention.maps")
-    run("custom_dataset.py", *options, "--batch-size", 2, "--epochs", 1)
+    run("custom_dataset.py", *options, "--batch-size", 2, "--epochs", 1, "--resume")
     after = AttentionAccumulator.load(photos / "run" / "attention.maps")
     assert after.offered == 2 * before.offered > 0
-    assert all((after.attention(name) >= before.attention(name)).all() for name in ("a.png", "b.jpg", "d.png"))
+    # the same seed: the network sees what it has seen
+    assert all((after.attention(name) == before.attention(name)).all() for name in ("a.png", "b.jpg", "d.png"))
+
+
+@pytest.mark.slow
+def test_own_pictures_have_the_maps_of_a_seed_and_of_no_other_settings(run, photos, capsys):
+    options = ["--images", photos / "photos", "--csv", photos / "labels.csv", "--size", 64, "--batch-size", 3]
+
+    def kept(out, *more):
+        run("custom_dataset.py", *options, "--epochs", 1, "--out", photos / out, *more)
+        maps = AttentionAccumulator.load(photos / out / "attention.maps")
+        return [maps.attention(name).tolist() for name in ("a.png", "b.jpg", "d.png")]
+
+    first = kept("first")  # its last batch is one image
+    assert kept("second") == first
+    assert kept("third", "--seed", 1) != first
+    before = (photos / "first" / "attention.maps").read_bytes()
+    for more, message in (
+        ([], "first/attention.maps is there; pass --resume to go on with these maps, or take another folder"),
+        (["--resume", "--model", "mobilenet_v2"], "other settings (model: resnet18 there, mobilenet_v2 asked)"),
+        (["--resume", "--seed", 1], "other settings (seed: 0 there, 1 asked)"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            kept("first", *more)
+        assert message in f"{capsys.readouterr().err} {stopped.value}"
+    (photos / "labels.csv").write_text("a.png,dog\nb.jpg,cat;dog\n")
+    with pytest.raises(SystemExit, match=r"belongs to another data set or setting.*; take another folder"):
+        kept("first", "--resume")
+    assert (photos / "first" / "attention.maps").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", 0], "--epochs: expected at least 1, got 0"),
+        (["--batch-size", 0], "--batch-size: expected at least 1, got 0"),
+        (["--size", 0], "--size: expected at least 64, got 0"),
+        (["--size", 32, "--batch-size", 3], "--size: expected at least 64, got 32"),
+        (["--seed", -1], "argument --seed: expected a whole number from 0 to 16777215, got -1"),
+    ],
+)
+def test_impossible_options_of_own_pictures_are_told(run, photos, options, message, capsys):
+    where = ["--images", photos / "photos", "--csv", photos / "labels.csv", "--out", photos / "run"]
+    with pytest.raises(SystemExit) as stopped:
+        run("custom_dataset.py", *where, *options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (photos / "run").exists()
 
 
 @pytest.mark.parametrize(

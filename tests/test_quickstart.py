@@ -89,6 +89,28 @@ def test_a_pseudo_label_is_written_for_every_image(outputs):
         assert set(np.unique(np.asarray(image))) <= {0, 1, 2, 3, 4, 5, 255}
 
 
+@pytest.mark.slow
+def test_what_is_not_known_is_null_and_a_dash(tmp_path, capsys):
+    """Score maps of two steps are negative everywhere: the maps of the first epoch are 0, and similar to none."""
+    run("--images", 20, "--epochs", 2, "--out", tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["epochs"][0]["similarity"] is None
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_label_images_of_a_run_with_more_images_do_not_stay(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    write = runpy.run_path(str(QUICKSTART))["write_label_images"]
+    write(torch.ones(30, 8, 8), tmp_path)
+    (tmp_path / "2007_000032.png").write_bytes(b"of others")
+    write(torch.full((20, 8, 8), 2), tmp_path)
+    written = [f"{i:04d}.png" for i in range(20)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*written, "2007_000032.png"]
+    for name in written:
+        with Image.open(tmp_path / name) as image:
+            assert np.unique(np.asarray(image)) == [2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,9 @@
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import figures
 import numpy as np
+import paper_tables
 import pytest
 import reproduce
 import seeds
@@ -94,6 +97,10 @@ def test_tables_and_figures_from_photographs_on(voc, tmp_path, monkeypatch, laun
         assert pixels.shape[1] == pytest.approx(209 * columns, abs=1)
         assert rows * 60 / 90 < pixels.shape[0] / 209 <= rows * 90 / 60 + 0.2  # photographs and a line of titles
     launched.clear()
+    reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
+    assert (tmp_path / "table1.md").read_text() != text
+    reproduce_with(monkeypatch, *options, "--seeds", 0, 1, "--table", 1)  # of the results that are kept
+    assert (tmp_path / "table1.md").read_text() == text
     reproduce_with(monkeypatch, *options, "--seeds", 0, "--table", 1)
     assert launched == []
 
@@ -257,6 +264,17 @@ def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     assert not (tmp_path / "run" / "done.txt").exists()
 
 
+def test_what_the_log_does_not_know_is_null_and_a_dash(tmp_path):
+    """As of the first row of a log, whose maps are similar to none before."""
+    columns = "gate_pass_rate,similarity,pairs_empty,accumulation_seconds,seconds,share_constrained"
+    (tmp_path / "log.csv").write_text(f"{columns}\n0.5,nan,1,1,10,nan\n0.75,0.987654,0,1,10,nan\n")
+    seed = argparse.Namespace(attention=lambda: tmp_path, integral=lambda _: tmp_path)
+    told = paper_tables.diagnostics(seed, paper_tables.TABLES[1])
+    assert json.loads(json.dumps(told), parse_constant=pytest.fail)["similarity"] == [None, 0.988]
+    line = paper_tables.diagnosis("0", told)
+    assert "latest two maps - 0.99; accumulation 10.00% of the training time" in line
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -270,6 +288,81 @@ def test_bad_options_are_told(voc, tmp_path, monkeypatch, capsys, options, messa
     with pytest.raises(SystemExit) as stopped:
         reproduce_with(monkeypatch, "--voc-root", voc, "--out", tmp_path / "out", *options)
     assert message in f"{capsys.readouterr().err} {stopped.value}"
+
+
+def without_masks(root, *names):
+    for name in names:
+        (root / f"SegmentationClass/{name}.png").unlink()
+
+
+LATE = [  # options, what is wrong with the folder, the sentence
+    (["--recipe", "paper"], None, "the CRF needs pydensecrf"),
+    (["--evaluation", "--crf-iterations 1"], None, "the CRF needs pydensecrf"),
+    (["--refine", "crf"], None, "the CRF needs pydensecrf"),
+    (["--score-classes", "background,gren"], None, "no class 'gren'; did you mean 'green'?"),
+    (["--evaluation", "--score-classes rad"], None, "no class 'rad'; did you mean 'red'?"),
+    (["--score-split", "trian"], None, "trian.txt does not exist"),
+    (["--score-split", "background"], None, "background: expected a part of train"),
+    ([], lambda root: without_masks(root, "c"), "there is no mask c.png"),
+    ([], lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), "val.txt does not exist"),
+    (["--evaluation", "--split vall"], None, "vall.txt does not exist"),
+    (["--evaluation", "--split background"], lambda root: without_masks(root, "none"), "there is nothing to score"),
+    (["--segmentation", "--split others"], None, "others.txt does not exist"),
+    (["--negatives", "nothing"], None, "nothing.txt does not exist"),
+    (["--voc-root", "nowhere"], None, "nowhere is not in VOC layout"),
+    (["--evaluation", "--window 0 --test-flipp"], None, "--evaluation: error: unrecognized arguments: --test-flipp"),
+    (["--integral", "--threshold much"], None, "--integral: error: argument --threshold: invalid float value: 'much'"),
+    (["--attention", "--lr 1 --gates none"], None, "--attention: error: unrecognized arguments: --gates none"),
+    (["--export", "--flip-views yes"], None, "--export: error: unrecognized arguments: yes"),
+    (["--labels", "--strech --min-foreground 0"], None, "--labels: error: unrecognized arguments: --strech"),
+    (["--labels", "--background-level 2"], None, "--background-level: expected a score in [0, 1], got 2"),
+    (["--segmentation", "--iterations 0"], None, "--iterations: expected at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "spoil", "message"), LATE)
+def test_what_a_stage_would_refuse_hours_later_is_told_at_once(
+    request, tmp_path, monkeypatch, capsys, launched, options, spoil, message
+):
+    root = shutil.copytree(request.getfixturevalue("voc"), tmp_path / "voc")
+    Image.new("P", (90, 60)).save(root / "SegmentationClass/none.png")
+    for name in ("others_cls", "part_cls"):  # of other tests
+        (root / f"ImageSets/Segmentation/{name}.txt").unlink(missing_ok=True)
+    if spoil:
+        spoil(root)
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    plain = ["--voc-root", root, "--out", tmp_path / "out", "--background", "threshold", *OPTIONS, "--table", 1]
+    with pytest.raises(SystemExit) as stopped:
+        reproduce_with(monkeypatch, *plain, *options)
+    said = capsys.readouterr().err if stopped.value.code == 2 else stopped.value.code
+    assert message in said.strip().splitlines()[-1]
+    assert launched == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_figure_4_is_of_the_list_that_is_evaluated(voc, tmp_path, monkeypatch, capsys):  # noqa: F811
+    root, drawn = shutil.copytree(voc, tmp_path / "voc"), []
+    (root / "ImageSets/Segmentation/few.txt").write_text("e\nb\n")
+    (root / "ImageSets/Segmentation/few_cls.txt").write_text("e 0\nb 1\n")
+    monkeypatch.setattr(seeds.Seed, "val", lambda _, method: method)
+    monkeypatch.setattr(figures, "segmentations", lambda data, results, _: drawn.append((data.names, results)))
+    options = ["--voc-root", root, "--out", tmp_path, "--background", "threshold", *OPTIONS, "--figure", 4]
+    reproduce_with(monkeypatch, *options, "--evaluation", "--split few")
+    assert drawn == [(["e", "b"], {"OAA": "max", "OAA+": "hybrid"})]
+    without_masks(root, "b")
+    (root / "ImageSets/Segmentation/part_cls.txt").write_text("a 0\nd 1\n")
+    with pytest.raises(SystemExit, match="1 of the 2 images of few have no mask, first b: figure 4 needs a mask of"):
+        reproduce_with(monkeypatch, *options, "--score-split", "part", "--evaluation", "--split few")
+
+
+@pytest.mark.parametrize("stage", ["attention", "integral", "segmentation"])
+def test_the_options_of_a_training_that_are_checked_are_those_that_it_takes(stage):
+    from beforehand import training_parser
+
+    def options_of(text):
+        return set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE))
+
+    assert options_of(training_parser(stage).format_help()) == options_of(run(f"train_{stage}.py", "--help"))
 
 
 def test_failures_are_drawn_last_and_examples_from_the_best_on(voc, tmp_path, monkeypatch):  # noqa: F811
@@ -308,20 +401,23 @@ def test_figure_5_without_masks_is_refused_before_anything_is_trained(voc, tmp_p
 
 
 @pytest.mark.slow
-def test_kill_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path):  # noqa: F811
-    """SIGTERM, as a cluster sends it: the training ends its step and saves; nothing is left running."""
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)])
+def test_a_signal_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path, number, send):  # noqa: F811
+    """SIGTERM, as a cluster sends it, or Ctrl-C, which all processes of a terminal get: nothing is left running."""
     long = TINY[0].replace("--iterations 4", "--iterations 10000")
     options = ["--voc-root", voc, "--out", tmp_path, *OPTIONS, "--attention", long, "--seeds", 0, "--table", 1]
     command = [sys.executable, EXAMPLES / "reproduce.py", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    settings = tmp_path / "seed0" / "attention" / "settings.json"
-    while process.poll() is None and not settings.exists():
-        time.sleep(0.02)
-    process.terminate()
-    text, _ = process.communicate(timeout=120)  # the stage has the pipe too: this ends when both are gone
-    assert process.returncode != 0
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    with subprocess.Popen(list(map(str, command)), **how, start_new_session=True) as process:  # a group of its own
+        while process.poll() is None and not (tmp_path / "seed0" / "attention" / "log.csv").exists():
+            time.sleep(0.02)
+        send(process.pid, number)
+        assert process.wait(timeout=120) == 1
+        with pytest.raises(ProcessLookupError):  # the stage has ended before
+            os.killpg(process.pid, 0)
+        text, _ = process.communicate()
     assert "train_attention.py stopped; when the cause is mended this same command goes on" in text
+    assert "the same command goes on from there" in text  # said by the stage, once its step was done
+    assert "Traceback" not in text
     assert not (tmp_path / "seed0" / "attention" / "done.txt").exists()

@@ -183,7 +183,7 @@ def main() -> None:
     if arguments.json:
         with ends_with(f"--json {arguments.json}", "the differences are above"):
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            write_text(arguments.json, json.dumps(results, indent=1))
+            write_text(arguments.json, json.dumps(results, indent=1, allow_nan=False))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +106,16 @@ def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
     def read(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(read_lines(run / "log.csv")))
 
+    def number(text: str) -> float | None:
+        """To three places; None, for JSON, where a row of the log has nothing to say."""
+        return None if math.isnan(float(text)) else round(float(text), 3)
+
     log, told = read(seed.attention()), {}
     if any(row.method == "hybrid" for row in rows):
-        told["share_constrained"] = round(float(read(seed.integral("hybrid"))[-1]["share_constrained"]), 3)
+        told["share_constrained"] = number(read(seed.integral("hybrid"))[-1]["share_constrained"])
     return told | {
-        "gate_pass_rate": [round(float(row["gate_pass_rate"]), 3) for row in log],
-        "similarity": [round(float(row["similarity"]), 3) for row in log],
+        "gate_pass_rate": [number(row["gate_pass_rate"]) for row in log],
+        "similarity": [number(row["similarity"]) for row in log],
         "pairs_empty": int(float(log[-1]["pairs_empty"])),
         "accumulation_share": sum(float(r["accumulation_seconds"]) for r in log)
         / sum(float(r["seconds"]) for r in log),
@@ -168,10 +173,15 @@ def caption(table: dict[str, Any]) -> str:
 
 def diagnosis(seed: str, told: dict[str, Any]) -> str:
     """The line of a seed's log."""
-    constrained = f"soft labels in N- {told['share_constrained']:.0%}; " if "share_constrained" in told else ""
+
+    def numbers(values: list[float | None]) -> str:
+        return " ".join("-" if value is None else f"{value:.2f}" for value in values)
+
+    share = told.get("share_constrained")
+    constrained = "" if share is None else f"soft labels in N- {share:.0%}; "
     return (
-        f"- seed {seed}: gate pass rate by epoch {' '.join(f'{rate:.2f}' for rate in told['gate_pass_rate'])}; "
+        f"- seed {seed}: gate pass rate by epoch {numbers(told['gate_pass_rate'])}; "
         f"pairs never accumulated {told['pairs_empty']}; cosine similarity of a pair's latest two maps "
-        f"{' '.join(f'{value:.2f}' for value in told['similarity'])}; {constrained}"
+        f"{numbers(told['similarity'])}; {constrained}"
         f"accumulation {told['accumulation_share']:.2%} of the training time"
     )

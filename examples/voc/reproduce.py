@@ -14,15 +14,17 @@ segmentation network is chosen by --evaluation '--split NAME'. With --refine the
 others (tableN_crf.md, labels/max_crf). --rows leaves out what need not be trained: `--rows cam max` is a table of two
 rows.
 
-Writes tableN.md, tableN.json and figureN.jpg. Stopped at any moment, the same command goes on. Seeds can run side by
-side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to print both.
+Writes tableN.md, tableN.json and figureN.jpg, in place of those of an earlier command: a table has the rows and seeds
+of the last one, and a command that names more makes it again from the results that are kept. Stopped at any moment, the
+same command goes on. Seeds can run side by side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to
+print both.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from crf import pydensecrf
+from beforehand import STAGES, check, read_options
 from data import VOCFolder
 from deeplab import SEGMENTATION_NETWORKS
 from files import write_text
@@ -37,15 +39,11 @@ from seeds import Seed
 def main() -> None:
     """Run what is asked for."""
     arguments = parse_arguments()
-    if 5 in arguments.figure:
-        import figures
-
-        figures.with_masks(VOCFolder(arguments.voc_root, Seed(arguments, 0).split))  # now, rather than after trainings
     for number in arguments.table:
         table = make_table(arguments, number)
         text = markdown(table)
         out = arguments.out / f"table{number}{Seed(arguments, 0).suffix}.md"
-        write_text(out.with_suffix(".json"), json.dumps(table, indent=1))
+        write_text(out.with_suffix(".json"), json.dumps(table, indent=1, allow_nan=False))
         write_text(out, text)
         print(f"\n{text}\ndone: {out}")
     for number in arguments.figure:
@@ -84,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("pamr", "crf"),
         help="let the maps follow the photograph's edges first (default: as they are)",
     )
-    for stage in ("attention", "integral", "export", "labels", "segmentation", "evaluation"):
+    for stage in STAGES:
         parser.add_argument(
             f"--{stage}",
             type=str.split,
@@ -118,8 +116,7 @@ def parse_arguments() -> argparse.Namespace:
         raise SystemExit(f"{arguments.saliency} is missing: expected a folder of saliency maps (--saliency)")
     if arguments.attention_backbone is None:
         arguments.attention_backbone = "vgg16" if arguments.backbone.startswith("resnet") else arguments.backbone
-    if arguments.refine == "crf":
-        pydensecrf()  # now, rather than after the trainings
+    check(arguments)  # now, rather than after the trainings
     return arguments
 
 
@@ -133,7 +130,7 @@ def make_figure(arguments: argparse.Namespace, number: int) -> None:
     if number == 1:
         figures.wandering(train, seed.attention(), out)
     elif number == 4:
-        val = VOCFolder(arguments.voc_root, "val")
+        val = VOCFolder(arguments.voc_root, read_options(arguments, "evaluation")[0].split)
         figures.segmentations(val, {"OAA": seed.val("max"), "OAA+": seed.val("hybrid")}, out)
     else:
         titles = {"CAM": "cam", "OAA": "max", "OAA+": "hybrid", "OAA+-MCE": "mce"}

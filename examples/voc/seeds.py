@@ -80,7 +80,8 @@ class Seed:
         asked["saliency"] = str(saliency) if saliency else None
         found = read_json(record) if record.exists() else {}
         if any(found.get(key) != value for key, value in asked.items()):
-            write_text(record, json.dumps(evaluate_maps(data, maps, scored=scored, saliency=saliency)))
+            found = evaluate_maps(data, maps, scored=scored, saliency=saliency)
+            write_text(record, json.dumps(found, allow_nan=False))
         return read_json(record)
 
     def cues(self, method: str) -> dict[str, Any]:
@@ -176,9 +177,18 @@ def launch(script: str, options: list[str], processes: int) -> None:
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     print("$", " ".join(["python", *start[1:], f"examples/voc/{script}", *options]), flush=True)
+    asked = []
+
+    def stop(number: int, _: Any) -> None:
+        """Nothing outlives this script: it waits for the stage, which a terminal's Ctrl-C reaches without its help."""
+        asked.append(number)
+        if number == signal.SIGTERM:
+            stage.terminate()
+
     with subprocess.Popen([*start, str(HERE / script), *options]) as stage:
-        before = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())  # nothing outlives this script
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         stage.wait()
-        signal.signal(signal.SIGTERM, before)
-    if stage.returncode:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stage.returncode or asked:
         raise SystemExit(f"{script} stopped; when the cause is mended this same command goes on from there")
