@@ -1,25 +1,35 @@
 """What reproduce.py is asked for, checked before anything is computed: a stage would find it hours later."""
 
 import argparse
-import sys
 from typing import Any
 
 import evaluate
 import export_attention
 import make_pseudo_labels
+import train_attention
+import train_integral
+import train_segmentation
 from crf import pydensecrf
 from data import VOCFolder
-from deeplab import SEGMENTATION_NETWORKS
-from networks import BACKBONES
-from options import add_options, add_training_arguments, resolve, training_split
+from options import resolve, training_split
 from scores import chosen_classes
 from seeds import Seed
 
-STAGES = ("attention", "integral", "export", "labels", "segmentation", "evaluation")
-OWN = {  # what a training takes beside the options that all trainings have
-    "attention": ("--negatives", "--snapshots"),
-    "integral": ("--negatives", "--maps"),
-    "segmentation": ("--labels",),
+STAGES = {
+    "attention": train_attention,
+    "integral": train_integral,
+    "export": export_attention,
+    "labels": make_pseudo_labels,
+    "segmentation": train_segmentation,
+    "evaluation": evaluate,
+}
+FOLDER = "a folder"
+NEEDED = {  # what a stage is given that its options do not say
+    "integral": ["--maps", FOLDER],
+    "export": ["--run", FOLDER, "--source", "cam"],
+    "labels": ["--maps", FOLDER, "--background-level", "0.5"],
+    "segmentation": ["--labels", FOLDER],
+    "evaluation": ["--run", FOLDER],
 }
 
 
@@ -54,9 +64,7 @@ def check_scored(data: VOCFolder, train: VOCFolder) -> None:
             f"--score-split {data.split}: expected a part of {train.split}, whose images have maps; {len(strangers)} "
             f"of {len(data)} images are others, first {strangers[0]}"
         )
-    for name in data.names:
-        if not data.has_mask(name):
-            data.mask(name)  # which ends with the sentence
+    data.check_masks()
 
 
 def check_evaluated(data: VOCFolder, *, drawn: bool) -> None:
@@ -72,31 +80,21 @@ def check_evaluated(data: VOCFolder, *, drawn: bool) -> None:
 
 def read_options(arguments: argparse.Namespace, stage: str) -> tuple[argparse.Namespace, Any]:
     """The further options of a stage, such as --evaluation '...', as its script reads them, and its settings."""
-    words = ["--voc-root", arguments.voc_root, "--out", arguments.out, "--recipe", arguments.recipe]
-    words += {  # no results are there yet: any folder stands for them
-        "export": ["--run", arguments.voc_root, "--source", "cam"],
-        "labels": ["--maps", arguments.voc_root, "--background", arguments.background, "--background-level", 0.5]
-        + (["--saliency", arguments.saliency] if arguments.saliency else []),
-        "evaluation": ["--run", arguments.voc_root],
-    }.get(stage, [])
-    before, sys.argv = sys.argv, [f"reproduce.py --{stage}", *map(str, words), *getattr(arguments, stage)]
+    here = str(arguments.voc_root)  # no results are there yet: any folder stands for them
+    words = ["--voc-root", here, "--out", str(arguments.out), "--recipe", arguments.recipe, *NEEDED.get(stage, [])]
+    words = [here if word == FOLDER else word for word in words]
+    if stage == "labels":
+        words += ["--background", arguments.background]
+        words += ["--saliency", str(arguments.saliency)] if arguments.saliency else []
+    given = getattr(arguments, stage)
     try:
-        if stage == "labels":
-            return make_pseudo_labels.parse_arguments()
-        scripts = {"export": export_attention.parse_arguments, "evaluation": evaluate.parse_arguments}
-        parsed = scripts[stage]() if stage in scripts else training_parser(stage).parse_args()
-    finally:
-        sys.argv = before
+        parsed = STAGES[stage].parse_arguments(words + given)
+    except SystemExit as stop:
+        if stop.code != 2:  # of argparse, which has printed what is wrong
+            raise
+        raise SystemExit(f"--{stage} '{' '.join(given)}': these options cannot be used, see above") from None
+    if stage == "labels":
+        return parsed
     is_segmentation = stage in ("segmentation", "evaluation")
     backbone = arguments.backbone if is_segmentation else arguments.attention_backbone
     return parsed, resolve(parsed, "labels" if stage == "export" else stage, backbone)
-
-
-def training_parser(stage: str) -> argparse.ArgumentParser:
-    """Of the options of a training's script; what reproduce.py gives it is not required."""
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, SEGMENTATION_NETWORKS if stage == "segmentation" else BACKBONES)
-    for option in OWN[stage]:
-        parser.add_argument(option)
-    add_options(parser, stage)
-    return parser

@@ -11,7 +11,7 @@ occur, or over those of --score-classes.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -94,8 +94,8 @@ def main() -> None:
         score(folder, arguments.out, scored)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Of the command line."""
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of train_segmentation.py")
@@ -104,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     add_part_argument(parser)
     add_score_classes(parser)
     add_options(parser, "evaluation", recipe="that of --run")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def write_all(

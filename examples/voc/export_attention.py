@@ -9,7 +9,7 @@ averaged with --scales and --flip-views (not for cumulative attention). On sever
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ def main() -> None:
     print(f"done: maps of {len(todo)} images written, {len(labelled) - len(todo)} were there -> {arguments.out}")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Of the command line."""
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training stage")
@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     add_part_argument(parser)
     add_options(parser, "labels", only=VIEWS, recipe="that of --run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.source in ("max", "mean") and (arguments.scales or arguments.flip_views):
         parser.error(f"--source {arguments.source} is cumulative attention, which has no --scales and --flip-views")
     return arguments

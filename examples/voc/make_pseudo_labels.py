@@ -8,6 +8,7 @@ are there already are passed over, so it can be stopped and started again. The b
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def main() -> None:
     print(f"done: {len(shares)} labels written, {len(folder) - len(todo)} were there{told} -> {arguments.out}")
 
 
-def parse_arguments() -> tuple[argparse.Namespace, Labels]:
-    """Of the command line, and the settings of the stage."""
+def parse_arguments(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, Labels]:
+    """Of the command line, or these, and the settings of the stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voc-root", type=Path, required=True, help="folder with JPEGImages, ImageSets, ...")
     parser.add_argument("--split", help="list of the images (default: trainaug if there is one, else train)")
@@ -66,7 +67,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Labels]:
     parser.add_argument("--saliency", type=Path, help="folder of 8-bit saliency maps NAME.png")
     parser.add_argument("--out", type=Path, required=True)
     add_options(parser, "labels", without=("scales", "flip_views"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     settings: Labels = resolve(arguments, "labels", "")
     if (settings.background == "saliency") != (arguments.saliency is not None):
         parser.error(

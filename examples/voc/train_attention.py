@@ -8,6 +8,7 @@ settings.json. Run it again with the same --out to go on after the last checkpoi
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,13 @@ Accumulators = dict[str, AttentionAccumulator]
 
 def main() -> None:
     """Parse the arguments, join the other processes, train."""
+    arguments = parse_arguments()
+    with join(arguments.device) as process:
+        train(arguments, process)
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
@@ -43,9 +51,7 @@ def main() -> None:
         "--snapshots", type=whole_number, default=8, help="images whose attention of every epoch is kept"
     )
     add_options(parser, "attention")
-    arguments = parser.parse_args()
-    with join(arguments.device) as process:
-        train(arguments, process)
+    return parser.parse_args(words)
 
 
 def train(arguments: argparse.Namespace, process: Process) -> None:

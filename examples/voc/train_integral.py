@@ -5,6 +5,7 @@ checkpoint. With several GPUs: torchrun --nproc-per-node 4 examples/voc/train_in
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ from oaa_lib.maps.pairs import PairTable
 
 def main() -> None:
     """Parse the arguments, join the other processes, train."""
+    arguments = parse_arguments()
+    with join(arguments.device) as process:
+        train(arguments, process)
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     parser.add_argument("--negatives", help="list in ImageSets/Segmentation of images that show no class, mixed in")
@@ -35,9 +43,7 @@ def main() -> None:
         "--maps", type=Path, required=True, help="cumulative attention of stage 1, e.g. .../max.safetensors"
     )
     add_options(parser, "integral")
-    arguments = parser.parse_args()
-    with join(arguments.device) as process:
-        train(arguments, process)
+    return parser.parse_args(words)
 
 
 def train(arguments: argparse.Namespace, process: Process) -> None:

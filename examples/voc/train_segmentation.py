@@ -9,6 +9,7 @@ same --out to go on after the last checkpoint. With several GPUs:
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,18 @@ def segmentation_loss(scores: Tensor, labels: Tensor, *, align_corners: bool) ->
 
 def main() -> None:
     """Parse the arguments, join the other processes, train."""
+    arguments = parse_arguments()
+    with join(arguments.device) as process:
+        train(arguments, process)
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser, SEGMENTATION_NETWORKS)
     parser.add_argument("--labels", type=Path, required=True, help="folder of label images NAME.png")
     add_options(parser, "segmentation")
-    arguments = parser.parse_args()
-    with join(arguments.device) as process:
-        train(arguments, process)
+    return parser.parse_args(words)
 
 
 def train(arguments: argparse.Namespace, process: Process) -> None:
