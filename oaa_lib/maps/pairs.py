@@ -45,7 +45,7 @@ class PairTable:
     ) -> None:
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         self.classes = np.ascontiguousarray(classes, dtype=np.int64)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)  # not numpy's
         self.keys = None if keys is None else _checked_keys(keys, self.num_images)
         self._position_of = None if self.keys is None else {key: i for i, key in enumerate(self.keys)}
 
@@ -163,6 +163,11 @@ def _to_numpy(values: Tensor) -> npt.NDArray[Any]:
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
+def plain_text(text: str) -> str:
+    """The same as Python's own ``str``: of a ``np.str_``, say, which ``torch.load`` refuses in a state."""
+    return str.__str__(text)
+
+
 def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
     try:
         names = [] if isinstance(keys, (str, bytes)) else list(keys)
@@ -179,4 +184,4 @@ def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
         if name in seen:
             raise ValueError(f"expected every key once, got {name!r} for two images")
         seen.add(name)
-    return names
+    return [plain_text(name) for name in names]
