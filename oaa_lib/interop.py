@@ -175,8 +175,8 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
                 continue
             labelled = torch.isin(classes, accumulator.classes(rows[name]))
             fused, unlabelled = fused + int(labelled.sum()), unlabelled + int((~labelled).sum())
-            dense = torch.zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
-            dense[0, classes] = attention.to(dense)
+            dense = attention.new_zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
+            dense[0, classes] = attention.float()
             accumulator.update([rows[name]], dense.to(accumulator.device), normalization=None)
     finally:
         accumulator.gate = gate

@@ -52,7 +52,7 @@ class ThresholdSweep:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes}, got {ignore_index}")
         width = self.num_classes + 1
         self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=on_device(device))
-        self.thresholds = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
+        self.thresholds = torch.arange(LEVELS, dtype=torch.float64, device="cpu") / (LEVELS - 1)
 
     def update(self, attention: Tensor, classes: Tensor | npt.ArrayLike, target: Tensor) -> Self:
         """Count one image.

@@ -129,6 +129,24 @@ def test_a_file_is_loaded_whatever_type_a_setting_was_given_as(tmp_path):
     assert same(snapshot(through_file(accumulator, None, tmp_path)), snapshot(accumulator))
 
 
+class OnACard(torch.Tensor):
+    """Numpy cannot read it before it is brought to the host."""
+
+    def __array__(self, dtype=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("map_size", [(2, 3), [[2, 3], [4, 4]]], ids=["one size", "sizes"])
+def test_a_checkpoint_may_be_loaded_onto_a_card(map_size):
+    accumulator, fresh = fill(build(map_size=map_size)), build(map_size=map_size)
+    state = snapshot(accumulator)
+    fresh.load_state_dict({n: v.as_subclass(OnACard) if isinstance(v, torch.Tensor) else v for n, v in state.items()})
+    assert same(snapshot(fresh), state)
+
+
 @pytest.mark.parametrize("indices", [np.array(KEYS), [np.str_("b")], list(Name), np.array([1, 0]), torch.tensor([1])])
 def test_a_checkpoint_of_snapshots_is_loaded_as_torch_loads_by_default(indices):
     snapshots = Snapshots(fill(build()), indices, np.arange(3))

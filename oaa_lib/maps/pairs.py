@@ -53,7 +53,7 @@ class PairTable:
     def from_labels(cls, labels: Any, keys: Sequence[str] | None = None) -> "PairTable":
         """From (N, C) labels, each 0 or 1."""
         try:
-            array = _to_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
+            array = to_numpy(labels)
         except (TypeError, RuntimeError) as error:  # a sparse tensor, one on the meta device
             raise TypeError(f"expected labels as numbers that can be read, got {shown(labels)}") from error
         except ValueError as error:
@@ -155,10 +155,12 @@ class PairTable:
         return None
 
 
-def _to_numpy(values: Tensor) -> npt.NDArray[Any]:
-    """The numbers of a real tensor. While a mode such as ``FakeTensorMode`` is on, they come out as a list only."""
+def to_numpy(values: Any) -> npt.NDArray[Any]:
+    """Numbers as an array on the host; those of a tensor wherever it lives."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
     if is_in_torch_dispatch_mode():
-        return np.asarray(values.tolist())
+        return np.asarray(values.tolist())  # a mode such as FakeTensorMode gives the numbers of a real tensor like this
     values = values.detach().cpu()
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
