@@ -160,7 +160,8 @@ def to_numpy(values: Any) -> npt.NDArray[Any]:
     if not isinstance(values, Tensor):
         return np.asarray(values)
     if is_in_torch_dispatch_mode():
-        return np.asarray(values.tolist())  # a mode such as FakeTensorMode gives the numbers of a real tensor like this
+        listed = np.asarray(values.tolist())  # as a mode such as FakeTensorMode gives the numbers of a real tensor
+        return listed.reshape(values.shape)
     values = values.detach().cpu()
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
