@@ -24,6 +24,7 @@ from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.arguments import floating, kind, shown, whole_number, whole_numbers
 from oaa_lib.interop_folder import MapFolder, files_of_images
 from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name, resize
+from oaa_lib.maps.coding import outside
 
 __all__ = ["ImageMaps", "Layout", "Loaded", "MapFolder", "load_into", "read_maps", "write_maps"]
 Layout = Literal["oaa", "irn", "psa", "safetensors"]
@@ -145,8 +146,9 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
     Raises:
         TypeError: an argument of another kind.
         KeyError: an image that the accumulator does not know; nothing is fused then.
-        ValueError: a file that cannot be read, a class beyond the accumulator's labels, or maps that are no attention.
-            Images before it are fused: correct it and load into an accumulator that is empty, or has ``fusion="max"``.
+        ValueError: a file that cannot be read, a class beyond the accumulator's labels, or maps that are no attention,
+            such as NaN. Images before it are fused: correct it and load into an accumulator that is empty, or has
+            ``fusion="max"``.
 
     Example:
         >>> import torch
@@ -196,7 +198,7 @@ def _checked_maps(name: str, found: Any, num_classes: int) -> ImageMaps:
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(f"expected maps of {name!r} as ImageMaps(classes, attention), got {kind(found)}")
     classes = whole_numbers(f"classes of {name!r}", found[0]).cpu()
-    attention = floating(f"attention of {name!r}", found[1], "(K, h, w)").detach()
+    attention = floating(f"attention of {name!r}", found[1], "(K, h, w)").detach().cpu()
     ids = classes.flatten().tolist()
     if classes.shape != attention.shape[:1] or classes.dtype == torch.bool or len(set(ids)) < len(ids):
         raise ValueError(
@@ -208,6 +210,7 @@ def _checked_maps(name: str, found: Any, num_classes: int) -> ImageMaps:
         raise ValueError(
             f"{name}: expected classes below {num_classes}, got {wrong}; does the other project count the background?"
         )
+    outside(attention, f"attention of {name!r}", "is it another layout, or not normalised?")  # on the host an error
     return ImageMaps(classes.long(), attention)
 
 
