@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oaa_lib.arguments import shown, whole_number
 from oaa_lib.fusion import Fuse, Fusion, OwnFusion
-from oaa_lib.gating import Gate, gate_name
+from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import resize
 from oaa_lib.maps.coding import decode
 from oaa_lib.maps.layout import LARGEST
@@ -26,7 +26,7 @@ Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
 class CumulativeAttention:
     """The cumulative attention maps of a data set, to be read. See `AttentionAccumulator`."""
 
-    gate: Gate | None
+    _gate: Gate | None
     _fusion: Fusion
     _store: Store
 
@@ -34,6 +34,19 @@ class CumulativeAttention:
     def fusion(self) -> Fuse:
         """The fusion: a built-in one, or yours."""
         return self._fusion.own if isinstance(self._fusion, OwnFusion) else self._fusion
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate, or None. Another one, or its name, may take its place at any time.
+
+        Raises:
+            TypeError, ValueError: as when the accumulator is built; the gate stays as it is.
+        """
+        return self._gate
+
+    @gate.setter
+    def gate(self, gate: str | Gate | None) -> None:
+        self._gate = resolve_gate(gate)
 
     @property
     def pairs(self) -> PairTable:
