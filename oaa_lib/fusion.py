@@ -100,7 +100,7 @@ def resolve_fusion(value: str | Fuse) -> Fuse:
         if name not in FUSIONS or not set(settings) <= set(FUSIONS[name].settings):
             advice = "; mix a mean and a maximum with oaa_lib.harmonic_mix" if name == "harmonic" else ""
             raise ValueError(f"expected fusion to be {known}, got {value!r}{advice}")
-        return type(FUSIONS[name])(**settings) if settings else FUSIONS[name]
+        return type(FUSIONS[name])(**settings)  # of its own: settings of one may be changed
     if isinstance(value, type):
         raise TypeError(f"expected fusion to be {known}, got the class {value.__name__}; pass an instance of it")
     if not callable(value):

@@ -466,6 +466,13 @@ def test_short_names_are_accepted():
     assert resolve_fusion("ema").momentum == 0.9
 
 
+@pytest.mark.parametrize("name", ["ema", "ema(momentum=0.9)"])
+def test_settings_of_a_fusion_by_name_are_those_of_one_accumulator(name):
+    first, second = (AttentionAccumulator([[1]], (2, 2), fusion=name) for _ in range(2))
+    first.fusion.momentum = 0.5
+    assert second.fusion.momentum == AttentionAccumulator([[1]], (2, 2), fusion=name).fusion.momentum == 0.9
+
+
 def test_a_users_fusion_is_itself_and_never_has_a_built_in_name():
     class Mine(MaxFusion):
         pass
