@@ -22,7 +22,6 @@ __all__ = [
     "adapt",
     "fusion_name",
     "harmonic_mix",
-    "merge_refusal",
     "resolve_fusion",
 ]
 
@@ -135,16 +134,6 @@ def adapt(fusion: Fuse) -> Fusion:
     if isinstance(fusion, Fusion) and any(type(fusion) is type(each) for each in FUSIONS.values()):
         return fusion
     return OwnFusion(fusion)
-
-
-def merge_refusal(fusion: Fuse) -> str | None:
-    """Why two streams of this fusion cannot become one, for an error message; None if they can.
-
-    Example:
-        >>> merge_refusal(MaxFusion()) is None
-        True
-    """
-    return adapt(fusion).refusal
 
 
 def harmonic_mix(mean: Tensor, maximum: Tensor) -> Tensor:

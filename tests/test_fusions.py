@@ -21,7 +21,6 @@ from oaa_lib.fusion import (
     NoisyOr,
     fusion_name,
     harmonic_mix,
-    merge_refusal,
     resolve_fusion,
 )
 from oaa_lib.testing import attention_streams, check_fusion, fold
@@ -526,14 +525,17 @@ def test_a_momentum_is_a_number(momentum):
     ],
 )
 def test_what_cannot_be_merged_says_why(fusion, message):
-    assert re.search(message, merge_refusal(fusion))
+    first, second = (AttentionAccumulator([[1]], (1, 1), fusion=fusion) for _ in range(2))
+    with pytest.raises(ValueError, match=message):
+        first.merge(second)
     with pytest.raises(AssertionError, match="merge method"):
         testing.assert_mergeable(fusion, [torch.zeros(1, 1, 1)])
 
 
 @pytest.mark.parametrize("name", ["max", "mean", "latest", "noisy-or"])
 def test_what_can_be_merged_is_not_refused(name):
-    assert merge_refusal(FUSIONS[name]) is None
+    first, second = (AttentionAccumulator([[1]], (1, 1), fusion=name) for _ in range(2))
+    assert first.merge(second) is first
 
 
 # In the accumulator
