@@ -103,6 +103,8 @@ class PairTable:
             if indices.is_floating_point() or indices.is_complex() or indices.layout != torch.strided:
                 raise TypeError(f"expected integer indices or names, got {indices.dtype}, {indices.layout}")
             values = np.array(indices.tolist(), dtype=str(indices.dtype).removeprefix("torch."))
+        elif isinstance(indices, (set, frozenset)):
+            raise TypeError("expected a sequence of indices, got a set, which has no order; pass a list")
         elif isinstance(indices, (str, bytes)) or not isinstance(indices, Iterable):
             raise TypeError(f"expected a sequence of indices, got {shown(indices)} alone; wrap it in a list")
         else:
@@ -173,11 +175,11 @@ def plain_text(text: str) -> str:
 
 def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
     try:
-        names = [] if isinstance(keys, (str, bytes)) else list(keys)
+        names = [] if isinstance(keys, (str, bytes, set, frozenset)) else list(keys)
     except TypeError:
         names = []
     if not names and not isinstance(keys, (list, tuple)):
-        raise TypeError(f"expected keys as a list of names, got {shown(keys)} alone")
+        raise TypeError(f"expected keys as a list of names, got {shown(keys)}")
     if len(names) != num_images:
         raise ValueError(f"expected one key for each of the {num_images} images of labels, got {len(names)}")
     seen: set[str] = set()
