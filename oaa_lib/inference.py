@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, listed, number, shown, whole_number
+from oaa_lib.arguments import floating, kind, listed, number
 from oaa_lib.cam import normalize_attention
-
-LARGEST = 2**15  # pixels of a side: what memory can hold, so that a wrong scale does not end the process
+from oaa_lib.maps.layout import LARGEST, checked_size
 
 
 @torch.no_grad()
@@ -59,7 +58,7 @@ def multi_scale_attention(
         raise TypeError(f"expected model to be callable, got {kind(model)}")
     if not isinstance(flip, (bool, np.bool_)):
         raise TypeError(f"expected flip as a bool, got {kind(flip)}")
-    size = None if size is None else _checked_size(size)
+    size = None if size is None else checked_size(size)
     scales = _checked_scales(scales, max(images.shape[-2:]))
     ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
     total, dtype = None, images.dtype
@@ -85,12 +84,6 @@ def _checked_scales(scales: Any, side: int) -> list[float]:
     if not numbers or min(numbers) == 0:
         raise ValueError(f"expected scales above 0, at least one, got {tuple(numbers)}")
     return numbers
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
-        raise TypeError(f"expected size as (h, w), got {shown(size)}")
-    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)
 
 
 def _score_maps(output: Any) -> Tensor:

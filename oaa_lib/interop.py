@@ -21,10 +21,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from oaa_lib.accumulator import AttentionAccumulator
-from oaa_lib.arguments import floating, kind, shown, whole_number, whole_numbers
+from oaa_lib.arguments import floating, kind, shown, whole_numbers
+from oaa_lib.growing import resize
 from oaa_lib.interop_folder import MapFolder, files_of_images
-from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name, resize
+from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name
 from oaa_lib.maps.coding import outside
+from oaa_lib.maps.layout import checked_size
 
 __all__ = ["ImageMaps", "Layout", "Loaded", "MapFolder", "load_into", "read_maps", "write_maps"]
 Layout = Literal["oaa", "irn", "psa", "safetensors"]
@@ -232,10 +234,7 @@ def _checked_sizes(sizes: Any, names: list[str]) -> dict[str, tuple[int, int]]:
     for name in names:
         if name not in sizes:
             raise KeyError(f"expected sizes of all {len(names)} images, got none of {name!r}")
-        if not isinstance(sizes[name], (tuple, list)) or len(sizes[name]) != 2:
-            raise TypeError(f"expected sizes as (H, W), got {shown(sizes[name])} of {name!r}")
-        height, width = (whole_number(f"sizes of {name!r}", side, 1, 2**15) for side in sizes[name])
-        checked[name] = (height, width)
+        checked[name] = checked_size(sizes[name], f"sizes of {name!r}")
     return checked
 
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 from torch import Tensor
-from torch.nn import functional as F
+
+from oaa_lib.growing import resize
 
 ENDINGS = {"oaa": ".png", "irn": ".npy", "psa": ".npy", "safetensors": ".safetensors"}
 MOST_CLASSES = 2**24
@@ -35,11 +36,6 @@ class ImageMaps(NamedTuple):
 
     classes: Tensor
     attention: Tensor
-
-
-def resize(attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (K, h, w) at another size, bilinear."""
-    return F.interpolate(attention[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def check_name(name: str, layout: str, num_classes: int) -> None:

@@ -535,8 +535,8 @@ GOOD = {"a": (3, 3), "b_1": (3, 3), "d": (3, 3)}
         (GOOD | {"d": (3, -1)}, ValueError, "sizes of 'd' >= 1, got -1"),
         (GOOD | {"d": (3, 10**9)}, ValueError, "sizes of 'd' <= 32768, got 1000000000"),
         (GOOD | {"d": (3, 2.5)}, TypeError, "sizes of 'd' as an integer, got float"),
-        (GOOD | {"d": 3}, TypeError, r"sizes as \(H, W\), got 3 of 'd'"),
-        (GOOD | {"d": (3, 3, 3)}, TypeError, r"sizes as \(H, W\)"),
+        (GOOD | {"d": 3}, TypeError, r"sizes of 'd' as \(height, width\), got 3"),
+        (GOOD | {"d": (3, 3, 3)}, ValueError, r"sizes of 'd' as \(height, width\), got \(3, 3, 3\)"),
         ({"a": (3, 3), "b_1": (3, 3)}, KeyError, "sizes of all 3 images, got none of 'd'"),
         ((3, 3), TypeError, "sizes as a mapping.*got tuple"),
     ],
@@ -545,6 +545,14 @@ def test_sizes_are_checked_before_anything_is_written(tmp_path, sizes, error, me
     with pytest.raises(error, match=message):
         interop.write_maps(filled(), tmp_path / "out", sizes=sizes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["irn", "psa"])
+def test_a_resize_leads_no_map_out_of_zero_to_one(tmp_path, layout):
+    accumulator = AttentionAccumulator([[1]], (1, 1), gate=None).update([0], torch.ones(1, 1, 1, 1))
+    interop.write_maps(accumulator, tmp_path, layout=layout, sizes={"0": (17, 29)})
+    content = np.load(tmp_path / "0.npy", allow_pickle=True).item()
+    assert content["high_res" if layout == "irn" else 0].max() == 1
 
 
 @pytest.mark.parametrize("folder", [None, 3, b"x", "a\0b"], ids=repr)
