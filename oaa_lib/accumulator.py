@@ -124,6 +124,7 @@ class AttentionAccumulator(KeptAttention):
             normalization: as `normalize_attention`, over the whole view; None if ``score_maps`` is attention in [0, 1]
                 already.
             fill_empty: let pairs that hold nothing accept this map whatever the gate says (the release's last epoch).
+                Of several processes, each knows only what it has seen itself: call `synchronize` before that epoch.
 
         Raises:
             TypeError: not floating point, or a gate that does not return booleans.

@@ -25,8 +25,10 @@ def multi_scale_attention(
     """Attention averaged over scales and mirror images, all classes and the whole batch at once.
 
     Each view's score maps are normalised (Eq. 2), mirrored back, brought to one size (bilinear,
-    ``align_corners=False``) and averaged: every view has the same weight. The model's mode is left
-    alone; call ``model.eval()`` before.
+    ``align_corners=False``) and averaged: every view has the same weight. The average is not normalised once more, so
+    the maximum of a map is usually below 1; ``normalize_attention(result)`` does that. IRN sums raw score maps and
+    normalises once: thresholds for its maps do not carry over. The model's mode is left alone; call ``model.eval()``
+    before.
 
     Args:
         model: returns `CAMOutput`, or anything with ``.score_maps`` (B, C, h, w); see `wrap_classifier`.
