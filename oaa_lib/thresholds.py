@@ -90,7 +90,7 @@ class ThresholdSweep:
             strength, which = levels.to(torch.int64).max(0)
             winner = ids[which] + 1
         cell = (strength[valid] * width + target[valid]) * width + winner[valid]
-        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
+        self.counts.view(-1).index_add_(0, cell, torch.ones_like(cell))
         return self
 
     def _class_ids(self, classes: Any) -> Tensor:
