@@ -105,7 +105,7 @@ class Snapshots:
             raise ValueError(
                 f"expected a state with taken as a list and maps by index, got {kind(taken)}, {kind(found)}"
             )
-        if list(found) != list(self._maps):
+        if set(found) != set(self._maps):
             raise ValueError(
                 f"expected snapshots of {list(self._maps)}, got those of {shown(list(found))}; is the state another's?"
             )
@@ -119,7 +119,7 @@ class Snapshots:
                 raise ValueError(
                     f"expected a state with {len(taken)} uint8 maps of {index!r} like its attention, got others"
                 )
-        self.taken, self._maps = taken, {index: list(maps) for index, maps in found.items()}
+        self.taken, self._maps = taken, {index: list(found[index]) for index in self._maps}
 
 
 def _items(name: str, values: Any) -> list[Any]:
