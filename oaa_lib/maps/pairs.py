@@ -161,6 +161,8 @@ def to_numpy(values: Any) -> npt.NDArray[Any]:
     """Numbers as an array on the host; those of a tensor wherever it lives."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
+    if values.is_meta:
+        raise TypeError("there are no numbers on the meta device")
     if is_in_torch_dispatch_mode():
         listed = np.asarray(values.tolist())  # as a mode such as FakeTensorMode gives the numbers of a real tensor
         return listed.reshape(values.shape)
