@@ -44,9 +44,6 @@ class AttentionAccumulator(KeptAttention):
             however it ends. Its room on the disk is taken at once.
         resume: go on with the file at ``path`` if there is one. Without it an existing file is an error.
 
-    Attributes:
-        gate: the gate, or None. Another one may take its place at any time.
-
     Raises:
         TypeError: labels, map_size, dtype, fusion or gate of another kind.
         ValueError: labels that are not (N, C) of 0 and 1, all 0, a bad ``map_size``, keys that do not fit; a file at
@@ -87,7 +84,7 @@ class AttentionAccumulator(KeptAttention):
             raise ValueError("expected no keys together with a PairTable, which has its own, got some")
         pairs = labels if isinstance(labels, PairTable) else PairTable.from_labels(labels, keys)
         self._fusion = adapt(resolve_fusion(fusion))
-        self.gate = None if gate is None else resolve_gate(gate)
+        self._gate = resolve_gate(gate)
         layout = MapLayout(pairs, map_size)
         kept = what_is_kept(self._fusion, dtype)
         if path is None:
@@ -127,6 +124,7 @@ class AttentionAccumulator(KeptAttention):
             normalization: as `normalize_attention`, over the whole view; None if ``score_maps`` is attention in [0, 1]
                 already.
             fill_empty: let pairs that hold nothing accept this map whatever the gate says (the release's last epoch).
+                Of several processes, each knows only what it has seen itself: call `synchronize` before that epoch.
 
         Raises:
             TypeError: not floating point, or a gate that does not return booleans.

@@ -1,6 +1,6 @@
 """Reading cumulative attention: soft labels, attention, counts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -8,12 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oaa_lib.arguments import shown, whole_number
 from oaa_lib.fusion import Fuse, Fusion, OwnFusion
-from oaa_lib.gating import Gate, gate_name
+from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import resize
 from oaa_lib.maps.coding import decode
-from oaa_lib.maps.layout import LARGEST
+from oaa_lib.maps.layout import checked_size
 from oaa_lib.maps.locking import in_turn
 from oaa_lib.maps.pairs import IntArray, PairTable
 from oaa_lib.maps.store import Store, to_device
@@ -26,7 +25,7 @@ Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
 class CumulativeAttention:
     """The cumulative attention maps of a data set, to be read. See `AttentionAccumulator`."""
 
-    gate: Gate | None
+    _gate: Gate | None
     _fusion: Fusion
     _store: Store
 
@@ -34,6 +33,19 @@ class CumulativeAttention:
     def fusion(self) -> Fuse:
         """The fusion: a built-in one, or yours."""
         return self._fusion.own if isinstance(self._fusion, OwnFusion) else self._fusion
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate, or None. Another one, or its name, may take its place at any time.
+
+        Raises:
+            TypeError, ValueError: as when the accumulator is built; the gate stays as it is.
+        """
+        return self._gate
+
+    @gate.setter
+    def gate(self, gate: str | Gate | None) -> None:
+        self._gate = resolve_gate(gate)
 
     @property
     def pairs(self) -> PairTable:
@@ -163,7 +175,7 @@ class CumulativeAttention:
         """
         images = self.pairs.positions(indices)
         boxes = None if views is None else check_views(views, len(images))
-        size = self._store.layout.size_of(images) if size is None else _checked_size(size)
+        size = self._store.layout.size_of(images) if size is None else checked_size(size)
         pairs = self.pairs.select(images)
         dense = torch.zeros(len(images), self.pairs.num_classes, *size, dtype=torch.float32, device=self.device)
         if not len(pairs.rows):
@@ -182,11 +194,3 @@ class CumulativeAttention:
     def _maps(self, rows: IntArray, size: tuple[int, int]) -> Tensor:
         """(K, H, W) float32 maps of one size."""
         return decode(self._store.read(["maps"], self._store.rows(rows), size)["maps"]).float()
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    if isinstance(size, (str, bytes)) or not isinstance(size, Sequence):
-        raise TypeError(f"expected size as two integers (h, w), got {shown(size)}")
-    if len(size) != 2:
-        raise ValueError(f"expected size as two integers (h, w), got {shown(size)}")
-    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)

@@ -22,7 +22,6 @@ __all__ = [
     "adapt",
     "fusion_name",
     "harmonic_mix",
-    "merge_refusal",
     "resolve_fusion",
 ]
 
@@ -100,7 +99,7 @@ def resolve_fusion(value: str | Fuse) -> Fuse:
         if name not in FUSIONS or not set(settings) <= set(FUSIONS[name].settings):
             advice = "; mix a mean and a maximum with oaa_lib.harmonic_mix" if name == "harmonic" else ""
             raise ValueError(f"expected fusion to be {known}, got {value!r}{advice}")
-        return type(FUSIONS[name])(**settings) if settings else FUSIONS[name]
+        return type(FUSIONS[name])(**settings)  # of its own: settings of one may be changed
     if isinstance(value, type):
         raise TypeError(f"expected fusion to be {known}, got the class {value.__name__}; pass an instance of it")
     if not callable(value):
@@ -135,16 +134,6 @@ def adapt(fusion: Fuse) -> Fusion:
     if isinstance(fusion, Fusion) and any(type(fusion) is type(each) for each in FUSIONS.values()):
         return fusion
     return OwnFusion(fusion)
-
-
-def merge_refusal(fusion: Fuse) -> str | None:
-    """Why two streams of this fusion cannot become one, for an error message; None if they can.
-
-    Example:
-        >>> merge_refusal(MaxFusion()) is None
-        True
-    """
-    return adapt(fusion).refusal
 
 
 def harmonic_mix(mean: Tensor, maximum: Tensor) -> Tensor:

@@ -85,13 +85,15 @@ def topk_gate(logits: Tensor, labels: Tensor) -> Tensor:
 GATES: dict[str, Gate] = {"score": score_gate, "topk": topk_gate}
 
 
-def resolve_gate(gate: str | Gate) -> Gate:
-    """The gate of a name, or the gate itself.
+def resolve_gate(gate: str | Gate | None) -> Gate | None:
+    """The gate of a name, the gate itself, or None, with which everything passes.
 
     Raises:
         TypeError: neither a name nor a callable.
         ValueError: an unknown name.
     """
+    if gate is None:
+        return None
     if isinstance(gate, str):
         if gate not in GATES:
             raise ValueError(f"expected gate to be one of {sorted(GATES)} or a callable, got {gate!r}")

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, listed, number, shown, whole_number
+from oaa_lib.arguments import floating, kind, listed, number
 from oaa_lib.cam import normalize_attention
-
-LARGEST = 2**15  # pixels of a side: what memory can hold, so that a wrong scale does not end the process
+from oaa_lib.maps.layout import LARGEST, checked_size
 
 
 @torch.no_grad()
@@ -26,8 +25,10 @@ def multi_scale_attention(
     """Attention averaged over scales and mirror images, all classes and the whole batch at once.
 
     Each view's score maps are normalised (Eq. 2), mirrored back, brought to one size (bilinear,
-    ``align_corners=False``) and averaged: every view has the same weight. The model's mode is left
-    alone; call ``model.eval()`` before.
+    ``align_corners=False``) and averaged: every view has the same weight. The average is not normalised once more, so
+    the maximum of a map is usually below 1; ``normalize_attention(result)`` does that. IRN sums raw score maps and
+    normalises once: thresholds for its maps do not carry over. The model's mode is left alone; call ``model.eval()``
+    before.
 
     Args:
         model: returns `CAMOutput`, or anything with ``.score_maps`` (B, C, h, w); see `wrap_classifier`.
@@ -59,7 +60,7 @@ def multi_scale_attention(
         raise TypeError(f"expected model to be callable, got {kind(model)}")
     if not isinstance(flip, (bool, np.bool_)):
         raise TypeError(f"expected flip as a bool, got {kind(flip)}")
-    size = None if size is None else _checked_size(size)
+    size = None if size is None else checked_size(size)
     scales = _checked_scales(scales, max(images.shape[-2:]))
     ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size
     total, dtype = None, images.dtype
@@ -85,12 +86,6 @@ def _checked_scales(scales: Any, side: int) -> list[float]:
     if not numbers or min(numbers) == 0:
         raise ValueError(f"expected scales above 0, at least one, got {tuple(numbers)}")
     return numbers
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
-        raise TypeError(f"expected size as (h, w), got {shown(size)}")
-    return whole_number("size", size[0], 1, LARGEST), whole_number("size", size[1], 1, LARGEST)
 
 
 def _score_maps(output: Any) -> Tensor:

@@ -21,9 +21,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from oaa_lib.accumulator import AttentionAccumulator
-from oaa_lib.arguments import floating, kind, shown, whole_number, whole_numbers
+from oaa_lib.arguments import floating, kind, shown, whole_numbers
+from oaa_lib.growing import resize
 from oaa_lib.interop_folder import MapFolder, files_of_images
-from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name, resize
+from oaa_lib.interop_layouts import ENDINGS, WRITERS, ImageMaps, check_name
+from oaa_lib.maps.coding import outside
+from oaa_lib.maps.layout import checked_size
 
 __all__ = ["ImageMaps", "Layout", "Loaded", "MapFolder", "load_into", "read_maps", "write_maps"]
 Layout = Literal["oaa", "irn", "psa", "safetensors"]
@@ -145,8 +148,9 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
     Raises:
         TypeError: an argument of another kind.
         KeyError: an image that the accumulator does not know; nothing is fused then.
-        ValueError: a file that cannot be read, a class beyond the accumulator's labels, or maps that are no attention.
-            Images before it are fused: correct it and load into an accumulator that is empty, or has ``fusion="max"``.
+        ValueError: a file that cannot be read, a class beyond the accumulator's labels, or maps that are no attention,
+            such as NaN. Images before it are fused: correct it and load into an accumulator that is empty, or has
+            ``fusion="max"``.
 
     Example:
         >>> import torch
@@ -175,8 +179,8 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
                 continue
             labelled = torch.isin(classes, accumulator.classes(rows[name]))
             fused, unlabelled = fused + int(labelled.sum()), unlabelled + int((~labelled).sum())
-            dense = torch.zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
-            dense[0, classes] = attention.to(dense)
+            dense = attention.new_zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
+            dense[0, classes] = attention.float()
             accumulator.update([rows[name]], dense.to(accumulator.device), normalization=None)
     finally:
         accumulator.gate = gate
@@ -196,7 +200,7 @@ def _checked_maps(name: str, found: Any, num_classes: int) -> ImageMaps:
     if not isinstance(found, tuple) or len(found) != 2:
         raise TypeError(f"expected maps of {name!r} as ImageMaps(classes, attention), got {kind(found)}")
     classes = whole_numbers(f"classes of {name!r}", found[0]).cpu()
-    attention = floating(f"attention of {name!r}", found[1], "(K, h, w)").detach()
+    attention = floating(f"attention of {name!r}", found[1], "(K, h, w)").detach().cpu()
     ids = classes.flatten().tolist()
     if classes.shape != attention.shape[:1] or classes.dtype == torch.bool or len(set(ids)) < len(ids):
         raise ValueError(
@@ -208,6 +212,7 @@ def _checked_maps(name: str, found: Any, num_classes: int) -> ImageMaps:
         raise ValueError(
             f"{name}: expected classes below {num_classes}, got {wrong}; does the other project count the background?"
         )
+    outside(attention, f"attention of {name!r}", "is it another layout, or not normalised?")  # on the host an error
     return ImageMaps(classes.long(), attention)
 
 
@@ -229,10 +234,7 @@ def _checked_sizes(sizes: Any, names: list[str]) -> dict[str, tuple[int, int]]:
     for name in names:
         if name not in sizes:
             raise KeyError(f"expected sizes of all {len(names)} images, got none of {name!r}")
-        if not isinstance(sizes[name], (tuple, list)) or len(sizes[name]) != 2:
-            raise TypeError(f"expected sizes as (H, W), got {shown(sizes[name])} of {name!r}")
-        height, width = (whole_number(f"sizes of {name!r}", side, 1, 2**15) for side in sizes[name])
-        checked[name] = (height, width)
+        checked[name] = checked_size(sizes[name], f"sizes of {name!r}")
     return checked
 
 

@@ -40,7 +40,7 @@ class MapFolder(Mapping[str, ImageMaps]):
         first = next(iter(paths.values()))
         maps = {c: _as_map(values, paths.get(c, first)) for c, values in sorted(self._read(paths).items())}
         if not maps:
-            return ImageMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1))
+            return ImageMaps(torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros(0, 1, 1, device="cpu"))
         if len(shapes := {tuple(m.shape) for m in maps.values()}) > 1:
             raise ValueError(f"{first}: expected maps (h, w) of one size, got {sorted(shapes)[:3]}")
         attention = torch.stack(list(maps.values()))
@@ -49,7 +49,7 @@ class MapFolder(Mapping[str, ImageMaps]):
                 f"{first}: expected attention in [0, 1], got {attention.min():g} to {attention.max():g}; is it "
                 "another layout, or not normalised?"
             )
-        return ImageMaps(torch.tensor(list(maps)), attention.clamp_(0, 1))
+        return ImageMaps(torch.tensor(list(maps), device="cpu"), attention.clamp_(0, 1))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

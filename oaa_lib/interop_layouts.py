@@ -6,6 +6,7 @@ and memory. Nothing in a file is run, but for pickles, which `oaa_lib.interop.re
 
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 from torch import Tensor
-from torch.nn import functional as F
+
+from oaa_lib.growing import resize
 
 ENDINGS = {"oaa": ".png", "irn": ".npy", "psa": ".npy", "safetensors": ".safetensors"}
 MOST_CLASSES = 2**24
@@ -36,16 +38,11 @@ class ImageMaps(NamedTuple):
     attention: Tensor
 
 
-def resize(attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (K, h, w) at another size, bilinear."""
-    return F.interpolate(attention[None], size, mode="bilinear", align_corners=False)[0]
-
-
 def check_name(name: str, layout: str, num_classes: int) -> None:
     """Refuse a name that would lead out of the folder, be hidden in it, or be none of a file."""
     strange = not name or name.startswith(".") or bool(set(name) & set("/\\\0\n\r"))
     try:
-        strange |= len(os.fsencode(f".{name}_{num_classes - 1}{ENDINGS[layout]}.partial")) > LONGEST_NAME
+        strange |= len(os.fsencode(f"{name}_{num_classes - 1}{ENDINGS[layout]}")) > LONGEST_NAME
     except UnicodeEncodeError:
         strange = True
     if strange:
@@ -82,8 +79,11 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
+    """A file that appears whole or not at all, also where several processes write it.
+
+    Not `oaa_lib.maps.replacing`: to wait for the disk, for each of thousands of files, would take minutes.
+    """
+    unfinished = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.partial")
     try:
         write(unfinished)
         unfinished.replace(path)

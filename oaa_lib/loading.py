@@ -39,7 +39,7 @@ def read_saved(name: str, fusion: str | Fuse | None, gate: str | Gate | None) ->
         gate = _made_with(name, "gate", found["gate"], resolve_gate)
     kept = what_is_kept(adapt(made), found["maps"].dtype)
     state.fit(name, found, owners, owners.layout, kept, fusion_name(made))  # or a file could claim more than it holds
-    return Saved(name, found, owners, made, None if gate is None else resolve_gate(gate))
+    return Saved(name, found, owners, made, resolve_gate(gate))
 
 
 def _made_with(name: str, part: str, saved: Any, resolve: Callable[[Any], Any]) -> Any:

@@ -25,7 +25,8 @@ def hybrid_loss(
         L = \sum_c \Big(-\tfrac{1}{|N_+^c|} \sum_{j \in N_+^c} p_j^c \log q_j^c
             -\tfrac{1}{|N_-^c|} \sum_{j \in N_-^c} \log(1 - q_j^c)\Big)
 
-    averaged over the batch. An empty N+ or N- adds nothing.
+    averaged over the batch. An empty N+ or N- adds nothing. Autograd differentiates it, twice if needed; the
+    transforms of ``torch.func`` (``grad``, ``vmap``) do not see through it.
 
     Args:
         score_maps: (B, C, h, w) floating point, raw scores. Computed in float32 if they are narrower.
@@ -70,7 +71,7 @@ def _weights(p: Tensor, axes: tuple[int, ...], threshold: float) -> Tensor:
 class _WeightedLogLoss(torch.autograd.Function):
     """The sum of |w| log(1 + exp(sign(w) s)) over scores s with weights w, and its gradient w sigmoid(sign(w) s).
 
-    Of the weights' size it takes one buffer more. It can be differentiated twice; torch.func cannot see through it.
+    Of the weights' size it takes one buffer more.
     """
 
     @staticmethod

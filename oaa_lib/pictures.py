@@ -64,10 +64,10 @@ def blend(photograph: Picture, attention: Tensor, opacity: float) -> Picture:
 def numbers(name: str, values: Any) -> Tensor:
     """A tensor on the host of what can be one."""
     try:
-        numbers = torch.as_tensor(values).detach()
+        numbers = torch.as_tensor(values, device="cpu").detach()
         if numbers.dtype not in WHOLE and not numbers.is_floating_point():
             raise TypeError(f"{numbers.dtype} is no number type of a picture")
-        return numbers.cpu().to_dense()
+        return numbers.to_dense()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:100]
         raise TypeError(f"expected {name} as numbers, got {kind(values)} ({reason})") from None

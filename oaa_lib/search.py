@@ -85,7 +85,7 @@ class Search:
             if self.head is not None and not any(_within(self.steps[place].name, self.head) for place in group):
                 continue
             scores = [wide(self.steps[place].value).reshape(self.logits.shape) for place in group]
-            size = sum((score.abs() for score in scores), torch.zeros(()))
+            size = torch.stack(scores).abs().sum(0)
             for share in (1 / len(group), 1.0)[: len(group)]:
                 tolerance = rounding_of(self.logits, *(self.steps[place].value for place in group)) * size * share
                 if agrees(torch.stack(scores).sum(0) * share, self.logits, tolerance):

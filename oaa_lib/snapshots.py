@@ -10,6 +10,7 @@ from torch import Tensor
 from oaa_lib.arguments import kind, shown, whole_number
 from oaa_lib.cumulative import CumulativeAttention
 from oaa_lib.maps.coding import decode, encode
+from oaa_lib.maps.pairs import plain_text
 
 
 class Snapshots:
@@ -52,7 +53,9 @@ class Snapshots:
         self._due = {whole_number("steps", step, 0, 2**63 - 1) for step in _items("steps", steps)}
         chosen = _items("indices", indices)
         accumulator.pairs.positions(chosen)
-        self._maps: dict[int | str, list[Tensor]] = {i if isinstance(i, str) else int(i): [] for i in chosen}
+        self._maps: dict[int | str, list[Tensor]] = {
+            plain_text(index) if isinstance(index, str) else int(index): [] for index in chosen
+        }
 
     def take(self, step: int) -> None:
         """Keep the maps if this step is a chosen one, once.
@@ -102,7 +105,7 @@ class Snapshots:
             raise ValueError(
                 f"expected a state with taken as a list and maps by index, got {kind(taken)}, {kind(found)}"
             )
-        if list(found) != list(self._maps):
+        if set(found) != set(self._maps):
             raise ValueError(
                 f"expected snapshots of {list(self._maps)}, got those of {shown(list(found))}; is the state another's?"
             )
@@ -116,7 +119,7 @@ class Snapshots:
                 raise ValueError(
                     f"expected a state with {len(taken)} uint8 maps of {index!r} like its attention, got others"
                 )
-        self.taken, self._maps = taken, {index: list(maps) for index, maps in found.items()}
+        self.taken, self._maps = taken, {index: list(found[index]) for index in self._maps}
 
 
 def _items(name: str, values: Any) -> list[Any]:

@@ -85,7 +85,7 @@ class Fusion(ABC):
         return f"{type(self).__name__}({self._settings()})"
 
     def _settings(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.settings)
+        return ", ".join(f"{name}={float(getattr(self, name))!r}" for name in self.settings)  # not numpy's repr
 
 
 class MaxFusion(Fusion):

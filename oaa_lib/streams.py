@@ -73,7 +73,7 @@ def merged(fusion: Fuse, first: Tensor, second: Tensor, *counts: int | Tensor) -
 
 
 def _per_pair(count: int | Tensor, maps: Tensor) -> Tensor:
-    return (torch.full((len(maps), 1, 1), count) if isinstance(count, int) else count).int()
+    return (torch.full((len(maps), 1, 1), count, device=maps.device) if isinstance(count, int) else count).int()
 
 
 def _usable(result: object, like: Tensor, what: str) -> Tensor:

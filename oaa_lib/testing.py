@@ -113,7 +113,7 @@ def assert_pure(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float = TOLE
     pairs = _pairs(maps)
     alone = torch.cat([fold(fusion, own) for own in pairs])
     _assert_equal("a batch is its pairs one by one", whole, alone, maps, tolerance)
-    counts = 1 + torch.arange(len(pairs)) % len(maps)  # now every pair has seen another number of maps
+    counts = 1 + torch.arange(len(pairs), device=whole.device) % len(maps)  # each pair has seen another number of maps
     folded = [fold(fusion, own[:count]) for own, count in zip(pairs, counts.tolist(), strict=True)]
     whole = fused(fusion, torch.cat(folded), maps[-1], counts[:, None, None])
     alone = torch.cat([fused(fusion, folded[k], own[-1], counts[k, None, None, None]) for k, own in enumerate(pairs)])
@@ -131,11 +131,11 @@ def assert_pixelwise(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float =
 
     def mosaic(parts: list[Tensor]) -> Tensor:
         """Each pixel from another part, in turn."""
-        turn = torch.arange(height * width).view(height, width) % len(parts)
+        turn = torch.arange(height * width, device=last.device).view(height, width) % len(parts)
         return torch.stack([part.where(turn == n, 0) for n, part in enumerate(parts)]).sum(0)
 
     steps, last, counts = history(fusion, maps), maps[-1], range(1, len(maps) + 1)
-    per_pixel = mosaic([torch.full(last.shape, count) for count in counts])
+    per_pixel = mosaic([torch.full(last.shape, count, device=last.device) for count in counts])
     whole = fused(fusion, mosaic(steps), last, per_pixel)
     alone = mosaic([fused(fusion, before, last, count) for before, count in zip(steps, counts, strict=True)])
     _assert_equal("a map of different counts is its pixels one by one", whole, alone, maps, tolerance)
@@ -196,7 +196,7 @@ def assert_mergeable(fusion: Fuse, maps: Sequence[Tensor], *, tolerance: float =
         cuts = [1 + (shift + k) % (length - 1) for k in range(len(pairs))]
         first = torch.cat([fold(fusion, own[:cut]) for own, cut in zip(pairs, cuts, strict=True)])
         second = torch.cat([fold(fusion, own[cut:]) for own, cut in zip(pairs, cuts, strict=True)])
-        counts = torch.tensor(cuts)[:, None, None]
+        counts = torch.tensor(cuts, device=maps[0].device)[:, None, None]
         found = merged(fusion, first, second, counts, length - counts)
         _assert_equal(f"merging streams cut after {cuts} maps", found, whole, maps, tolerance)
 

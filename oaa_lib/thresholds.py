@@ -52,7 +52,7 @@ class ThresholdSweep:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes}, got {ignore_index}")
         width = self.num_classes + 1
         self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=on_device(device))
-        self.thresholds = torch.arange(LEVELS, dtype=torch.float64) / (LEVELS - 1)
+        self.thresholds = torch.arange(LEVELS, dtype=torch.float64, device="cpu") / (LEVELS - 1)
 
     def update(self, attention: Tensor, classes: Tensor | npt.ArrayLike, target: Tensor) -> Self:
         """Count one image.
@@ -90,7 +90,7 @@ class ThresholdSweep:
             strength, which = levels.to(torch.int64).max(0)
             winner = ids[which] + 1
         cell = (strength[valid] * width + target[valid]) * width + winner[valid]
-        self.counts += torch.bincount(cell, minlength=self.counts.numel()).view_as(self.counts)
+        self.counts.view(-1).index_add_(0, cell, torch.ones_like(cell))
         return self
 
     def _class_ids(self, classes: Any) -> Tensor:

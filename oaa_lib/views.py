@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import number, shown, whole_number
+from oaa_lib.arguments import number, shown
+from oaa_lib.maps.layout import checked_size
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 ROUNDING = 1e-9  # a pixel centre on the very edge of a view is inside, mirrored or not
 FAR = 1e9  # from the image, in its sides or in pixels: nothing that is meant
+LARGEST_FRAME = int(FAR) // 2  # of the side of a frame
 
 
 class View(NamedTuple):
@@ -61,7 +63,7 @@ class View(NamedTuple):
             ValueError: a crop or a frame without pixels, NaN, or what is a billion pixels away.
         """
         _check_one(self)
-        rows, columns = _checked_size(size)
+        rows, columns = checked_size(size, most=LARGEST_FRAME)
         top, left = number("top", top, -FAR, FAR), number("left", left, -FAR, FAR)
         height, width = number("height", height, ROUNDING, FAR), number("width", width, ROUNDING, FAR)
         start, stop = left / columns, (left + width) / columns
@@ -78,7 +80,7 @@ class View(NamedTuple):
 
     def pad(self, left: float, top: float, right: float, bottom: float, *, size: tuple[int, int]) -> "View":
         """The view after padding by so many pixels of the present frame, whose (H, W) is ``size``; raises as `crop`."""
-        rows, columns = _checked_size(size)
+        rows, columns = checked_size(size, most=LARGEST_FRAME)
         sides = {"left": left, "top": top, "right": right, "bottom": bottom}
         left, top, right, bottom = (number(name, pixels, -FAR, FAR) for name, pixels in sides.items())
         return self.crop(-top, -left, rows + top + bottom, columns + left + right, size=size)
@@ -96,12 +98,6 @@ class View(NamedTuple):
 def _check_one(view: View) -> None:
     if np.ndim(view.flip) or np.ndim(view.left):
         raise TypeError("expected one View, got those of a batch; change each before they are collated")
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or isinstance(size, (str, bytes)) or len(size) != 2:
-        raise TypeError(f"expected size as (H, W), got {shown(size)}")
-    return whole_number("size", size[0], 1, int(FAR) // 2), whole_number("size", size[1], 1, int(FAR) // 2)
 
 
 Views: TypeAlias = Sequence[View] | View | Tensor | npt.NDArray[Any]

@@ -143,6 +143,7 @@ SETTINGS = {
     "no keys": ({"keys": []}, ValueError, "2 images", "got 0"),
     "a key twice": ({"keys": ["a", "a"]}, ValueError, "every key once", "'a'"),
     "keys that are numbers": ({"keys": [101, 102]}, TypeError, "str", "got.*(int|101)"),
+    "keys without order": ({"keys": {"a", "b"}}, TypeError, "list", "got {"),
     "one name for all keys": ({"keys": "ab"}, TypeError, "(list|sequence)", "got.*'ab'"),
     "an unknown fusion": ({"fusion": "median"}, ValueError, "fusion.*max.*mean", "got 'median'"),
     "no fusion": ({"fusion": None}, TypeError, "fusion.*max.*mean", "got NoneType"),
@@ -192,6 +193,7 @@ INDICES = {
     "an empty tensor": (torch.ones(0, dtype=torch.int64), ValueError, r"\(B,\)", r"got \(0,\)"),
     "a column": (torch.tensor([[0], [1]]), ValueError, r"\(B,\)", r"got \(2, 1\)"),
     "ragged": ([[0], [0, 1]], ValueError, r"\(B,\)", "got"),
+    "a set": ({0, 1}, TypeError, "sequence", "got a set, which has no order"),
     "one number": (1, TypeError, "sequence", "got 1"),
     "one NumPy number": (np.int64(1), TypeError, "sequence", "got.*1"),
     "one NumPy boolean": (np.bool_(True), TypeError, "sequence", "got.*True"),
@@ -207,6 +209,7 @@ INDICES = {
 }
 NAMES = {
     "unknown": (["a", "c"], KeyError, "2 keys", "'c'"),
+    "a set of names": (frozenset("ab"), TypeError, "sequence", "got a set, which has no order"),
     "one name": ("a", TypeError, "sequence", "got 'a'"),
     "one name in bytes": (b"a", TypeError, "sequence", "got b'a'"),
     "a name and a number": (["a", 1], KeyError, "2 keys", "1"),

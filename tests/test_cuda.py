@@ -121,13 +121,14 @@ def same(first: AttentionAccumulator, second: AttentionAccumulator) -> bool:
     )
 
 
+@pytest.mark.parametrize("place", [None, "cpu", DEVICE])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_resumed_run_is_the_uninterrupted_one(fusion):
+def test_a_resumed_run_is_the_uninterrupted_one(fusion, place):
     file = io.BytesIO()
     torch.save(grow(build(DEVICE, fusion), 0, 3).state_dict(), file)
     file.seek(0)
     resumed = build(DEVICE, fusion)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(torch.load(file, map_location=place, weights_only=True))
     assert resumed.device.type == DEVICE
     whole = grow(build(DEVICE, fusion), 0, 6)
     assert not same(resumed, whole)

@@ -322,6 +322,12 @@ def test_an_accumulator_is_built_in_the_mode_from_real_labels(kind, allow_non_fa
         assert accumulator.update([1, 0], *output()).offered == 3
 
 
+def test_labels_without_images_are_refused_in_the_mode_as_outside_of_it():
+    labels = torch.zeros(0, 3)
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"got \(0, 3\)"):
+        AttentionAccumulator(labels, (5, 6))
+
+
 @pytest.mark.parametrize("allow_non_fake_inputs", [False, True])
 @pytest.mark.parametrize("kind", REAL.values(), ids=list(REAL))
 def test_real_indices_are_read_in_the_mode(kind, allow_non_fake_inputs):

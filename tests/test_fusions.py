@@ -21,7 +21,6 @@ from oaa_lib.fusion import (
     NoisyOr,
     fusion_name,
     harmonic_mix,
-    merge_refusal,
     resolve_fusion,
 )
 from oaa_lib.testing import attention_streams, check_fusion, fold
@@ -466,6 +465,13 @@ def test_short_names_are_accepted():
     assert resolve_fusion("ema").momentum == 0.9
 
 
+@pytest.mark.parametrize("name", ["ema", "ema(momentum=0.9)"])
+def test_settings_of_a_fusion_by_name_are_those_of_one_accumulator(name):
+    first, second = (AttentionAccumulator([[1]], (2, 2), fusion=name) for _ in range(2))
+    first.fusion.momentum = 0.5
+    assert second.fusion.momentum == AttentionAccumulator([[1]], (2, 2), fusion=name).fusion.momentum == 0.9
+
+
 def test_a_users_fusion_is_itself_and_never_has_a_built_in_name():
     class Mine(MaxFusion):
         pass
@@ -519,14 +525,17 @@ def test_a_momentum_is_a_number(momentum):
     ],
 )
 def test_what_cannot_be_merged_says_why(fusion, message):
-    assert re.search(message, merge_refusal(fusion))
+    first, second = (AttentionAccumulator([[1]], (1, 1), fusion=fusion) for _ in range(2))
+    with pytest.raises(ValueError, match=message):
+        first.merge(second)
     with pytest.raises(AssertionError, match="merge method"):
         testing.assert_mergeable(fusion, [torch.zeros(1, 1, 1)])
 
 
 @pytest.mark.parametrize("name", ["max", "mean", "latest", "noisy-or"])
 def test_what_can_be_merged_is_not_refused(name):
-    assert merge_refusal(FUSIONS[name]) is None
+    first, second = (AttentionAccumulator([[1]], (1, 1), fusion=name) for _ in range(2))
+    assert first.merge(second) is first
 
 
 # In the accumulator

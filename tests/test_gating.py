@@ -80,6 +80,27 @@ def test_arguments_are_not_modified(name):
     assert labels.tolist() == [[True, True, False]]
 
 
+@pytest.mark.parametrize("gate", ["topk", "score", None, lambda logits, labels: labels & (logits > 2)])
+def test_another_gate_takes_its_place_at_any_time_by_name_too(gate):
+    score_maps, logits = torch.rand(1, 3, 2, 2), torch.tensor([[3.0, 0.5, 1.0]])
+    expected = oaa_lib.AttentionAccumulator([[1, 1, 0]], (2, 2), gate=gate)
+    accumulator = oaa_lib.AttentionAccumulator([[1, 1, 0]], (2, 2), gate="score")
+    accumulator.gate = gate
+    assert accumulator.gate is expected.gate
+    assert repr(accumulator) == repr(expected)
+    for each in (accumulator, expected):
+        each.update([0], score_maps, logits)
+    assert torch.equal(accumulator.counts, expected.counts)
+
+
+@pytest.mark.parametrize(("gate", "error"), [("prob", ValueError), (0.5, TypeError), (type, TypeError)])
+def test_what_is_no_gate_does_not_take_its_place(gate, error):
+    accumulator = oaa_lib.AttentionAccumulator([[1]], (2, 2))
+    with pytest.raises(error, match="expected gate to be one of"):
+        accumulator.gate = gate
+    assert accumulator.gate is oaa_lib.score_gate
+
+
 def test_the_class_of_a_gate_is_refused_in_favour_of_an_instance():
     class Confident:
         def __call__(self, logits, labels):

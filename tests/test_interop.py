@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
     interop.write_maps(accumulator, tmp_path)
     assert (interop.read_maps(tmp_path)["a"].attention == 1).all()
     assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_may_write_into_one_folder_at_once(tmp_path, layout):
+    accumulator = AttentionAccumulator(torch.ones(50, 1), (28, 28), gate=None)
+    accumulator.update(range(50), torch.rand(50, 1, 7, 7))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: interop.write_maps(accumulator, tmp_path, layout=layout), range(4)))
+    assert len(list(tmp_path.iterdir())) == len(interop.read_maps(tmp_path, layout=layout, **CONSENT[layout])) == 50
 
 
 @pytest.mark.parametrize(
@@ -494,7 +504,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, layout, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../b", "/b", "b/../../c", "b\\c", ".b", "b\nc", "b" * 245, "\u00e4" * 123], ids=repr
+    "name", ["", "..", "../b", "/b", "b/../../c", "b\\c", ".b", "b\nc", "b" * 250, "\u00e4" * 125], ids=repr
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_name_that_leads_elsewhere_is_refused_and_nothing_written(tmp_path, name, layout):
@@ -504,7 +514,7 @@ def test_a_name_that_leads_elsewhere_is_refused_and_nothing_written(tmp_path, na
 
 
 def test_a_name_as_long_as_a_file_can_have_it_is_written(tmp_path):
-    name = "b" * (255 - len("._2.safetensors.partial"))
+    name = "b" * (255 - len("_2.safetensors"))
     interop.write_maps(filled(("a", name, "c", "d")), tmp_path, layout="safetensors")
     assert name in interop.read_maps(tmp_path, layout="safetensors")
 
@@ -525,8 +535,8 @@ GOOD = {"a": (3, 3), "b_1": (3, 3), "d": (3, 3)}
         (GOOD | {"d": (3, -1)}, ValueError, "sizes of 'd' >= 1, got -1"),
         (GOOD | {"d": (3, 10**9)}, ValueError, "sizes of 'd' <= 32768, got 1000000000"),
         (GOOD | {"d": (3, 2.5)}, TypeError, "sizes of 'd' as an integer, got float"),
-        (GOOD | {"d": 3}, TypeError, r"sizes as \(H, W\), got 3 of 'd'"),
-        (GOOD | {"d": (3, 3, 3)}, TypeError, r"sizes as \(H, W\)"),
+        (GOOD | {"d": 3}, TypeError, r"sizes of 'd' as \(height, width\), got 3"),
+        (GOOD | {"d": (3, 3, 3)}, ValueError, r"sizes of 'd' as \(height, width\), got \(3, 3, 3\)"),
         ({"a": (3, 3), "b_1": (3, 3)}, KeyError, "sizes of all 3 images, got none of 'd'"),
         ((3, 3), TypeError, "sizes as a mapping.*got tuple"),
     ],
@@ -535,6 +545,14 @@ def test_sizes_are_checked_before_anything_is_written(tmp_path, sizes, error, me
     with pytest.raises(error, match=message):
         interop.write_maps(filled(), tmp_path / "out", sizes=sizes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["irn", "psa"])
+def test_a_resize_leads_no_map_out_of_zero_to_one(tmp_path, layout):
+    accumulator = AttentionAccumulator([[1]], (1, 1), gate=None).update([0], torch.ones(1, 1, 1, 1))
+    interop.write_maps(accumulator, tmp_path, layout=layout, sizes={"0": (17, 29)})
+    content = np.load(tmp_path / "0.npy", allow_pickle=True).item()
+    assert content["high_res" if layout == "irn" else 0].max() == 1
 
 
 @pytest.mark.parametrize("folder", [None, 3, b"x", "a\0b"], ids=repr)
@@ -568,7 +586,10 @@ ONE, TWO = torch.ones(1, 2, 2), torch.ones(2, 2, 2)
         ((torch.tensor([0]), ONE.byte()), ValueError, r"attention of 'a' \(K, h, w\) floating point, got.*uint8"),
         ((torch.tensor([0]), ONE[0]), ValueError, "attention of 'a'"),
         ((torch.tensor([0]), ONE.numpy()), TypeError, "attention of 'a' as a tensor"),
-        ((torch.tensor([0]), ONE * 2), ValueError, r"attention in \[0, 1\]"),
+        ((torch.tensor([0]), ONE * 2), ValueError, r"attention of 'a' in \[0, 1\]"),
+        ((torch.tensor([0, 1]), torch.stack([ONE[0], -ONE[0]])), ValueError, r"attention of 'a' in \[0, 1\]"),
+        ((torch.tensor([0]), ONE * torch.nan), ValueError, r"attention of 'a' in \[0, 1\], got \[nan"),
+        ((torch.tensor([0]), ONE * torch.inf), ValueError, r"attention of 'a' in \[0, 1\], got \[inf"),
         (ONE, TypeError, "maps of 'a' as ImageMaps"),
         (None, TypeError, "maps of 'a' as ImageMaps"),
     ],

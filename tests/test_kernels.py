@@ -181,6 +181,13 @@ def test_an_update_needs_little_memory():
     assert score_maps.nbytes < memory.peak <= 2 * score_maps.nbytes  # here all classes are targets
 
 
+def test_a_refinement_needs_the_memory_that_it_states():
+    images, dilations = torch.rand(1, 3, 128, 160), (1, 2, 4, 8, 12, 24)
+    with Memory() as memory:
+        oaa_lib.pixel_adaptive_refinement(images, torch.rand(1, 1, 8, 8), dilations=dilations)
+    assert 32 * len(dilations) < memory.peak / (128 * 160) <= 32 * len(dilations) + 130
+
+
 def test_memory_is_seen():
     with Memory() as memory:
         first = torch.ones(1000)

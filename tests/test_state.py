@@ -1,4 +1,5 @@
 import copy
+import enum
 import io
 import itertools
 import os
@@ -12,7 +13,8 @@ import torch
 from hypothesis import given
 from reference import noisy_or, same, snapshot, streams
 
-from oaa_lib import AttentionAccumulator
+from oaa_lib import AttentionAccumulator, ExponentialMovingAverage, Snapshots
+from oaa_lib.maps.pairs import PairTable
 
 KEYS = ["a", "b"]
 LABELS = [[1, 1, 0], [0, 0, 1]]
@@ -66,6 +68,35 @@ def through_deepcopy(accumulator, fresh, tmp_path):
     return copy.deepcopy(accumulator)
 
 
+class Name(str, enum.Enum):
+    A = "a"
+    B = "b"
+
+
+def with_momentum(momentum):
+    fusion = ExponentialMovingAverage()
+    fusion.momentum = momentum
+    return fusion
+
+
+GIVEN = {
+    "keys: array": {"keys": np.array(KEYS)},
+    "keys: of numpy": {"keys": [np.str_("a"), "b"]},
+    "keys: members": {"keys": list(Name)},
+    "map_size: of numpy": {"map_size": (np.int64(2), np.int32(3))},
+    "map_size: array": {"map_size": np.array([2, 3], dtype=np.uint8)},
+    "map_size: of each": {"map_size": np.array([[2, 3], [4, 4]], dtype=np.int16)},
+    "labels: array": {"labels": np.array(LABELS, dtype=np.float16)},
+    "labels: table": {
+        "labels": PairTable(np.array([0, 2, 3]), np.array([0, 1, 2]), np.int64(3), np.array(KEYS)),
+        "keys": None,
+    },
+    "fusion: its setting of numpy": {"fusion": ExponentialMovingAverage(np.float32(0.5))},
+    "fusion: its setting of numpy, later": {"fusion": with_momentum(np.float64(0.5))},
+    "fusion: its setting an integer": {"fusion": with_momentum(0)},
+    "fusion: a user's": {"fusion": mean},
+}
+
 WAYS = [through_state_dict, through_torch_save, through_file, through_pickle, through_deepcopy]
 
 
@@ -85,6 +116,46 @@ def test_everything_comes_back_bit_equal(way, fusion, dtype, gate, keys, tmp_pat
     assert repr(restored) == repr(accumulator)
     assert torch.equal(restored[keys or [0, 1]], accumulator[keys or [0, 1]])
     assert restored.merge(accumulator).accepted == 2 * accumulator.accepted
+
+
+@pytest.mark.parametrize("options", GIVEN.values(), ids=list(GIVEN))
+def test_a_checkpoint_is_loaded_as_torch_loads_by_default_whatever_types_were_given(options, tmp_path):
+    accumulator = fill(build(**options))
+    assert same(snapshot(through_torch_save(accumulator, build(**options), tmp_path)), snapshot(accumulator))
+
+
+def test_a_file_is_loaded_whatever_type_a_setting_was_given_as(tmp_path):
+    accumulator = fill(build(**GIVEN["fusion: its setting of numpy, later"]))
+    assert same(snapshot(through_file(accumulator, None, tmp_path)), snapshot(accumulator))
+
+
+class OnACard(torch.Tensor):
+    """Numpy cannot read it before it is brought to the host."""
+
+    def __array__(self, dtype=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("map_size", [(2, 3), [[2, 3], [4, 4]]], ids=["one size", "sizes"])
+def test_a_checkpoint_may_be_loaded_onto_a_card(map_size):
+    accumulator, fresh = fill(build(map_size=map_size)), build(map_size=map_size)
+    state = snapshot(accumulator)
+    fresh.load_state_dict({n: v.as_subclass(OnACard) if isinstance(v, torch.Tensor) else v for n, v in state.items()})
+    assert same(snapshot(fresh), state)
+
+
+@pytest.mark.parametrize("indices", [np.array(KEYS), [np.str_("b")], list(Name), np.array([1, 0]), torch.tensor([1])])
+def test_a_checkpoint_of_snapshots_is_loaded_as_torch_loads_by_default(indices):
+    snapshots = Snapshots(fill(build()), indices, np.arange(3))
+    snapshots.take(np.int64(1))
+    file = io.BytesIO()
+    torch.save(snapshots.state_dict(), file)
+    file.seek(0)
+    snapshots.load_state_dict(torch.load(file, weights_only=True))
+    assert snapshots.taken == [1]
 
 
 @pytest.mark.parametrize("fusion", ["max", "mean"])

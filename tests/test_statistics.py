@@ -259,6 +259,14 @@ def test_snapshots_go_on_from_a_checkpoint():
         Snapshots(accumulator, [0], [0]).load_state_dict(whole.state_dict())
 
 
+def test_the_order_of_images_makes_no_difference_to_a_checkpoint_of_snapshots():  # that of a set is arbitrary
+    accumulator = AttentionAccumulator([[1, 0], [1, 1]], (2, 2), keys=["a", "b"])
+    first, second = (Snapshots(accumulator, indices, [0]) for indices in (["a", "b"], ["b", "a"]))
+    first.take(0)
+    second.load_state_dict(first.state_dict())
+    assert [len(second.cumulative(index)[0]) for index in ("a", "b")] == [1, 2]
+
+
 def test_snapshots_that_are_not_there_are_told():
     accumulator = AttentionAccumulator([[1, 0], [1, 1]], (2, 2), gate=None)
     snapshots = Snapshots(accumulator, [1], [0])

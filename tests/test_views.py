@@ -351,14 +351,19 @@ def test_bad_views_are_refused(views, error, message):
 
 CROPS = {
     "a size of 0": (lambda: WHOLE.crop(0, 0, 1, 1, size=(0, 4)), ValueError, "size >= 1, got 0"),
-    "one side": (lambda: WHOLE.crop(0, 0, 1, 1, size=4), TypeError, r"size as \(H, W\), got 4"),
+    "one side": (lambda: WHOLE.crop(0, 0, 1, 1, size=4), TypeError, r"size as \(height, width\), got 4"),
+    "three sides": (lambda: WHOLE.crop(0, 0, 1, 1, size=(4, 4, 4)), ValueError, r"size as \(height, width\), got"),
     "half a pixel of size": (lambda: WHOLE.crop(0, 0, 1, 1, size=(4.5, 4)), TypeError, "size as an integer, got float"),
     "no height": (lambda: WHOLE.crop(0, 0, 0, 1, size=(4, 4)), ValueError, "height in.*got 0"),
     "a negative width": (lambda: WHOLE.crop(0, 0, 1, -1, size=(4, 4)), ValueError, "width in.*got -1"),
     "a top that is NaN": (lambda: WHOLE.crop(NAN, 0, 1, 1, size=(4, 4)), ValueError, "top in.*got nan"),
     "a left in words": (lambda: WHOLE.crop(0, "left", 1, 1, size=(4, 4)), TypeError, "left as a number.*got str"),
     "padding in words": (lambda: WHOLE.pad(0, 0, "1", 0, size=(4, 4)), TypeError, "right as a number.*got str"),
-    "padding without a frame": (lambda: WHOLE.pad(0, 0, 1, 0, size=None), TypeError, r"size as \(H, W\), got None"),
+    "padding without a frame": (
+        lambda: WHOLE.pad(0, 0, 1, 0, size=None),
+        TypeError,
+        r"size as \(height, width\), got None",
+    ),
     "padding away": (lambda: WHOLE.pad(-2, 0, -2, 0, size=(4, 4)), ValueError, "width in.*got 0"),
     "a crop of a batch": (lambda: default_collate(TWO).crop(0, 0, 1, 1, size=(4, 4)), TypeError, "one View"),
     "a flip of a batch": (lambda: default_collate(TWO).hflip(), TypeError, "one View, got those of a batch"),

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from reference import same, snapshot
+from torch import nn
 
-from oaa_lib import AttentionAccumulator, View, hybrid_loss
+from oaa_lib import AttentionAccumulator, MeanFusion, ThresholdSweep, View, hybrid_loss, wrap_classifier
+from oaa_lib.interop import load_into, read_maps, write_maps
 from oaa_lib.maps.kept import MOST
+from oaa_lib.plotting import overlay
+from oaa_lib.testing import assert_pixelwise, check_fusion
 
 LABELS = [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
 VIEWS = [View(0, 0, 0.5, 1), View(flip=True)]
@@ -77,6 +81,67 @@ def test_the_default_dtype_makes_no_difference(fusion, dtype, default_dtype):
     for found, right in zip(read, expected, strict=True):
         assert found.dtype == torch.float32
         assert torch.equal(found, right)
+
+
+# The default device: "meta" stands for a card, and no number can be read from it
+
+
+@pytest.mark.parametrize("map_size", [(4, 4), [[4, 4], [2, 3], [1, 1]]], ids=["one size", "sizes"])
+@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.parametrize("fusion", ["max", "mean"])
+def test_the_default_device_makes_no_difference_to_an_accumulator(fusion, where, map_size, tmp_path):
+    def make(name):
+        return build(fusion=fusion, map_size=map_size, path=tmp_path / name if where == "file" else None)
+
+    accumulator = show(make("first"))
+    expected = snapshot(accumulator)
+    with torch.device("meta"):
+        fresh = make("second")
+        fresh.load_state_dict(accumulator.state_dict())
+        accumulator.save(tmp_path / "saved")
+        loaded = AttentionAccumulator.load(tmp_path / "saved")
+        emptied = make("third").merge(loaded).reset()
+    assert same(snapshot(fresh), expected)
+    assert same(snapshot(loaded), expected)
+    assert same(snapshot(emptied), snapshot(make("fourth")))
+
+
+def sweep():
+    target = torch.ones(3, 3, dtype=torch.int64, device="cpu")
+    swept = ThresholdSweep(2).update(torch.full((1, 3, 3), 0.5, device="cpu"), [0], target)
+    return swept.best_threshold(), swept.at(0.4).mean_iou()
+
+
+def wrap():
+    with torch.device("cpu"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+        images = torch.rand(1, 3, 8, 8)
+    return wrap_classifier(model)(images).score_maps.shape
+
+
+def check():
+    check_fusion("mean", [torch.full((2, 2, 2), value, device="cpu") for value in (0.5, 0.25, 1)])
+    assert_pixelwise(MeanFusion(), [torch.full((2, 2, 2), value, device="cpu") for value in (0.5, 0.25, 1)])
+
+
+def draw():
+    return len(overlay(np.zeros((4, 4, 3), np.uint8), np.ones((2, 2))).axes)
+
+
+@pytest.mark.parametrize("work", [sweep, wrap, check, draw])
+def test_the_default_device_makes_no_difference_to(work):
+    expected = work()
+    with torch.device("meta"):
+        assert work() == expected
+
+
+@pytest.mark.parametrize("layout", ["oaa", "safetensors"])
+def test_the_default_device_makes_no_difference_to_maps_that_are_read(layout, tmp_path):
+    accumulator, fresh = show(build()), build()
+    with torch.device("meta"):
+        write_maps(accumulator, tmp_path, layout=layout)
+        assert load_into(fresh, read_maps(tmp_path, layout=layout)).maps == 3
+    assert torch.equal(fresh[range(3)], accumulator[range(3)])
 
 
 @pytest.mark.parametrize("where", ["memory", "file"])

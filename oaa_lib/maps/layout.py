@@ -1,13 +1,13 @@
 """The size of every stored map: one for all, or one for each image."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from oaa_lib.arguments import shown
+from oaa_lib.arguments import shown, whole_number
 from oaa_lib.maps.pairs import IntArray, PairTable
 
 LARGEST = 1 << 15  # pixels of a side: more is a mistake, and would overflow what counts them
@@ -137,6 +137,20 @@ class MapLayout:
             return None
         words = [str(layout.size or "one for each image") for layout in (self, other)]
         return f"expected map_size {words[0]}, got {words[1] if words[0] != words[1] else 'other sizes'}"
+
+
+def checked_size(size: Any, name: str = "size", most: int = LARGEST) -> tuple[int, int]:
+    """(h, w) that a user asks for.
+
+    Raises:
+        TypeError: no sequence, or one of something else than integers.
+        ValueError: not two of them, or a side outside 1 .. ``most``.
+    """
+    if isinstance(size, (str, bytes)) or not isinstance(size, Sequence):
+        raise TypeError(f"expected {name} as (height, width), got {shown(size)}")
+    if len(size) != 2:
+        raise ValueError(f"expected {name} as (height, width), got {shown(size)}")
+    return whole_number(name, size[0], 1, most), whole_number(name, size[1], 1, most)
 
 
 def _integers(values: Any) -> IntArray | None:

@@ -219,7 +219,7 @@ class MappedStore(Store):
 
     def reset(self) -> None:
         """Forget everything; steps as in `write`."""
-        empty = {name: torch.zeros(each.shape(self.layout), dtype=each.dtype) for name, each in self.kept.items()}
+        empty = {name: torch.zeros(k.shape(self.layout), dtype=k.dtype, device="cpu") for name, k in self.kept.items()}
         self.replace(empty, {})
 
     def replace(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:

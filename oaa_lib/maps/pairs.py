@@ -45,7 +45,7 @@ class PairTable:
     ) -> None:
         self.offsets = np.ascontiguousarray(offsets, dtype=np.int64)
         self.classes = np.ascontiguousarray(classes, dtype=np.int64)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)  # not numpy's
         self.keys = None if keys is None else _checked_keys(keys, self.num_images)
         self._position_of = None if self.keys is None else {key: i for i, key in enumerate(self.keys)}
 
@@ -53,7 +53,7 @@ class PairTable:
     def from_labels(cls, labels: Any, keys: Sequence[str] | None = None) -> "PairTable":
         """From (N, C) labels, each 0 or 1."""
         try:
-            array = _to_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
+            array = to_numpy(labels)
         except (TypeError, RuntimeError) as error:  # a sparse tensor, one on the meta device
             raise TypeError(f"expected labels as numbers that can be read, got {shown(labels)}") from error
         except ValueError as error:
@@ -103,6 +103,8 @@ class PairTable:
             if indices.is_floating_point() or indices.is_complex() or indices.layout != torch.strided:
                 raise TypeError(f"expected integer indices or names, got {indices.dtype}, {indices.layout}")
             values = np.array(indices.tolist(), dtype=str(indices.dtype).removeprefix("torch."))
+        elif isinstance(indices, (set, frozenset)):
+            raise TypeError("expected a sequence of indices, got a set, which has no order; pass a list")
         elif isinstance(indices, (str, bytes)) or not isinstance(indices, Iterable):
             raise TypeError(f"expected a sequence of indices, got {shown(indices)} alone; wrap it in a list")
         else:
@@ -155,21 +157,31 @@ class PairTable:
         return None
 
 
-def _to_numpy(values: Tensor) -> npt.NDArray[Any]:
-    """The numbers of a real tensor. While a mode such as ``FakeTensorMode`` is on, they come out as a list only."""
+def to_numpy(values: Any) -> npt.NDArray[Any]:
+    """Numbers as an array on the host; those of a tensor wherever it lives."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    if values.is_meta:
+        raise TypeError("there are no numbers on the meta device")
     if is_in_torch_dispatch_mode():
-        return np.asarray(values.tolist())
+        listed = np.asarray(values.tolist())  # as a mode such as FakeTensorMode gives the numbers of a real tensor
+        return listed.reshape(values.shape)
     values = values.detach().cpu()
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
+def plain_text(text: str) -> str:
+    """The same as Python's own ``str``: of a ``np.str_``, say, which ``torch.load`` refuses in a state."""
+    return str.__str__(text)
+
+
 def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
     try:
-        names = [] if isinstance(keys, (str, bytes)) else list(keys)
+        names = [] if isinstance(keys, (str, bytes, set, frozenset)) else list(keys)
     except TypeError:
         names = []
     if not names and not isinstance(keys, (list, tuple)):
-        raise TypeError(f"expected keys as a list of names, got {shown(keys)} alone")
+        raise TypeError(f"expected keys as a list of names, got {shown(keys)}")
     if len(names) != num_images:
         raise ValueError(f"expected one key for each of the {num_images} images of labels, got {len(names)}")
     seen: set[str] = set()
@@ -179,4 +191,4 @@ def _checked_keys(keys: Sequence[str], num_images: int) -> list[str]:
         if name in seen:
             raise ValueError(f"expected every key once, got {name!r} for two images")
         seen.add(name)
-    return names
+    return [plain_text(name) for name in names]

@@ -16,7 +16,7 @@ from oaa_lib.maps.coding import NEEDED, ROUNDING
 from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
 from oaa_lib.maps.kept import MOST, Kept
 from oaa_lib.maps.layout import MapLayout
-from oaa_lib.maps.pairs import PairTable
+from oaa_lib.maps.pairs import PairTable, to_numpy
 
 __all__ = ["BASES", "FOREIGN", "OWNERS"]
 BASES = ("maps", "missed")  # of which a state holds what they were at the last synchronize
@@ -38,11 +38,11 @@ class Owners(NamedTuple):
 def describe(layout: MapLayout, fusion: str) -> dict[str, Any]:
     """Whose maps a state holds, as its entries; copies, since some loaders write into what they are given."""
     return {
-        "offsets": torch.tensor(layout.pairs.offsets),
-        "classes": torch.tensor(layout.pairs.classes),
+        "offsets": torch.from_numpy(np.array(layout.pairs.offsets)),
+        "classes": torch.from_numpy(np.array(layout.pairs.classes)),
         "num_classes": layout.pairs.num_classes,
         "keys": layout.pairs.keys,
-        "map_size": list(layout.size) if layout.size else torch.tensor(layout.sizes),
+        "map_size": list(layout.size) if layout.size else torch.from_numpy(np.array(layout.sizes)),
         "fusion": fusion,
     }
 
@@ -53,7 +53,7 @@ def read(state: Mapping[str, Any]) -> Owners:
     Raises:
         Exception: what numpy and Python raise for entries of another kind, or ValueError for such as cannot be true.
     """
-    offsets, classes, num_classes = np.asarray(state["offsets"]), np.asarray(state["classes"]), state["num_classes"]
+    offsets, classes, num_classes = to_numpy(state["offsets"]), to_numpy(state["classes"]), state["num_classes"]
     if offsets.dtype.kind != "i" or classes.dtype.kind != "i":
         raise ValueError("its offsets or classes are no integers")
     counts = np.diff(offsets)
