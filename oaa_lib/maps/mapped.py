@@ -84,8 +84,8 @@ class MappedStore(Store):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            f"expected an accumulator in memory to pickle or copy, got one whose maps live in {self._lock.path}, which has "
-            "one writer; save() it and send AttentionAccumulator.load() of that, or build it in the new process"
+            f"expected an accumulator in memory to pickle or copy, got one whose maps live in {self._lock.path}, "
+            "which has one writer; save() it and send AttentionAccumulator.load() of that, or build it over there"
         )
 
     def _recover(self, path: PathLike, plain: dict[str, Any]) -> None:
