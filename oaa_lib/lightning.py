@@ -20,8 +20,9 @@ class AttentionCallback(Callback):
 
     It takes what the network returned in the step, so nothing is computed twice. Steps of validation and test are left
     alone. With several processes the maps are synchronised whenever a checkpoint is made and when training ends. A run
-    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps. A step that does not end, since the
-    epoch is skipped or something fails, accumulates nothing and leaves nothing on the network.
+    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps, on as many processes as you like. A
+    step that does not end, since the epoch is skipped or something fails, accumulates nothing and leaves nothing on the
+    network.
 
     Args:
         accumulator: of the training images; a file at ``path=`` is for one process alone.
@@ -146,13 +147,18 @@ class AttentionCallback(Callback):
         return self.accumulator.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the maps of a checkpoint.
+        """Go on with the maps of a checkpoint, which Lightning gives to all processes: they count once.
 
         Raises:
             ValueError: they belong to another data set or setting.
         """
-        self.accumulator.load_state_dict(state_dict)
+        several = self._in_group() and torch.distributed.get_world_size() > 1
+        self.accumulator.load_state_dict(state_dict, known_to_all=several)
 
     def _synchronize(self) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._in_group():
             self.accumulator.synchronize()
+
+    @staticmethod
+    def _in_group() -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -402,6 +402,14 @@ def test_a_state_that_was_not_synchronized_may_be_loaded_by_one_alone(ranks, nam
         check_same(found["loaded_by_one"][name], one_process(name, 2), tolerance_of(name))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAVED)
+def test_a_state_that_is_known_to_all_may_be_loaded_by_all_and_counts_once(ranks, name):
+    for found in ranks:
+        for rounds, state in enumerate(found["loaded_by_all"][name], start=2):
+            check_same(state, one_process(name, rounds), tolerance_of(name))
+
+
 # Without a process group torch warns.
 alone = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
 

@@ -260,35 +260,69 @@ def test_indices_and_views_are_functions(name, given):
         AttentionCallback(accumulator(), network(), **functions)
 
 
+def launch(tmp_path: Any, script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a script that trains; Lightning starts it once more for each further process. ``folder`` is `tmp_path`."""
+    head = """
+        import os, sys
+        from test_lightning import *
+        folder, rank = sys.argv[1], int(os.environ.get("LOCAL_RANK", 0))
+    """
+    (tmp_path / "train.py").write_text(textwrap.dedent(head) + textwrap.dedent(script))
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", tmp_path / "train.py", tmp_path, *arguments]
+    return subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def in_checkpoint(path: Any, **options: Any) -> AttentionAccumulator:
+    """The maps that a checkpoint holds."""
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    restored = accumulator(**options)
+    restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
+    return restored
+
+
 @pytest.mark.slow
 def test_two_processes_end_with_the_maps_of_both(tmp_path):
     """Lightning's own sampler shares the images out; each process saves what it holds in the end."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, sys
-            from test_lightning import AttentionCallback, Classifier, accumulator, fit, lightning, network
-            kept, module = accumulator(gate=None), Classifier(network())
-            callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
-            saver = lightning.callbacks.ModelCheckpoint(dirpath=sys.argv[1], save_last=True, save_top_k=0)
-            fit(module, [callback, saver], 2, sys.argv[1], strategy="ddp", devices=2)
-            kept.save(f"{sys.argv[1]}/{os.environ.get('LOCAL_RANK', 0)}.safetensors")
-            """
-        )
-    )
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    script = """
+        kept, module = accumulator(gate=None), Classifier(network())
+        callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0)
+        fit(module, [callback, saver], 2, folder, strategy="ddp", devices=2)
+        kept.save(f"{folder}/{rank}.safetensors")
+    """
+    result = launch(tmp_path, script)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (AttentionAccumulator.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert_same(first, second)
     assert first.counts.sum(1).tolist() == (2 * LABELS.sum(1)).tolist()
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
-    restored = accumulator(gate=None)
-    restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
-    assert_same(restored, first)
+    assert_same(in_checkpoint(tmp_path / "last.ckpt", gate=None), first)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_more_or_fewer_processes_counts_each_map_once(tmp_path):
+    """One epoch on one process, one on two, one on one, one on two."""
+    script = """
+        epoch, devices = int(sys.argv[2]), int(sys.argv[3])
+        module, kept = Classifier(network()), [accumulator(gate=None, fusion=fusion) for fusion in ("max", "mean")]
+        callbacks = [AttentionCallback(each, module.network, lambda batch: batch["name"]) for each in kept]
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0)
+        options = {"strategy": "ddp", "devices": 2} if devices == 2 else {"devices": 1}
+        fit(module, [*callbacks, saver], epoch, folder, f"{folder}/last.ckpt" if epoch > 1 else None, **options)
+        for each in kept:
+            each.save(f"{folder}/{each.fusion.label}-{rank}")
+    """
+    for epoch, devices in ((1, 1), (2, 2), (3, 1), (4, 2)):
+        result = launch(tmp_path, script, epoch, devices)
+        assert result.returncode == 0, result.stderr[-3000:]
+        for fusion in ("max", "mean"):
+            for rank in range(devices):
+                found = AttentionAccumulator.load(tmp_path / f"{fusion}-{rank}")
+                assert found.counts.sum(1).tolist() == (epoch * LABELS.sum(1)).tolist(), (epoch, fusion, rank)
+                assert found.offered == epoch * int(LABELS.sum())
 
 
 def test_views_of_a_batch_as_a_tensor(tmp_path):
