@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMOutput
 from oaa_lib.cumulative import Indices
-from oaa_lib.fusion import fusion_name
+from oaa_lib.fusion import adapt, fusion_name
 from oaa_lib.views import View, Views
 
 
@@ -23,6 +24,9 @@ class AttentionCallback(Callback):
     that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps, on as many processes as you like. A
     step that does not end, since the epoch is skipped or something fails, accumulates nothing and leaves nothing on the
     network.
+
+    Processes must be started as scripts (``strategy="ddp"``, not ``"ddp_spawn"``, ``"ddp_fork"`` or
+    ``"ddp_notebook"``), and for several the fusion must have a ``reduction``: ``"max"``, ``"mean"``, ``"latest"``.
 
     Args:
         accumulator: of the training images; a file at ``path=`` is for one process alone.
@@ -36,6 +40,7 @@ class AttentionCallback(Callback):
     Raises:
         TypeError: no accumulator, module or functions; while training, if the network returns something else.
         RuntimeError: while training, if the network was not called in a step, or twice.
+        ValueError: when training begins, if the strategy or the fusion is not for this, see above.
 
     Example:
         >>> import torch
@@ -81,6 +86,22 @@ class AttentionCallback(Callback):
         self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
         self._outputs: list[CAMOutput] = []
         self._hook: RemovableHandle | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse at once what would lose maps at the end."""
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "expected a strategy whose processes run the whole script, got one that spawns or forks them: no map "
+                "comes back from there to this accumulator; use strategy='ddp'"
+            )
+        fusion = adapt(self.accumulator.fusion)
+        if trainer.world_size > 1 and (fusion.reduction is None or fusion.refusal is not None):
+            raise ValueError(
+                "expected a fusion that can be synchronised again and again, such as 'max', 'mean' or 'latest', for "
+                f"{trainer.world_size} processes, got {fusion.name!r}; use another, or one process"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Listen to the network."""

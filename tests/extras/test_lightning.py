@@ -325,6 +325,40 @@ def test_a_run_that_goes_on_with_more_or_fewer_processes_counts_each_map_once(tm
                 assert found.offered == epoch * int(LABELS.sum())
 
 
+STRATEGIES = [("ddp_spawn", 1), ("ddp_spawn", 2), ("ddp_fork", 2), ("ddp_notebook", 2)]
+
+
+@pytest.mark.parametrize(("strategy", "devices"), STRATEGIES)
+def test_processes_whose_maps_would_not_come_back_are_refused(strategy, devices):
+    trainer = lightning.Trainer(accelerator="cpu", strategy=strategy, devices=devices, logger=False)
+    callback = AttentionCallback(accumulator(), network(), lambda batch: batch["name"])
+    with pytest.raises(ValueError, match="no map comes back from there to this accumulator; use strategy='ddp'"):
+        callback.setup(trainer, Classifier(callback.network), "fit")
+    callback.setup(trainer, Classifier(callback.network), "validate")  # which accumulates nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fusion", "strategy", "sentence"),
+    [
+        ("max", "ddp_fork", "use strategy='ddp'"),
+        ("noisy-or", "ddp", "2 processes, got 'noisy-or'; use another, or one process"),
+        ("ema", "ddp", "2 processes, got 'ema(momentum=0.9)'; use another, or one process"),
+    ],
+)
+def test_what_could_not_end_well_with_two_processes_does_not_begin(fusion, strategy, sentence, tmp_path):
+    script = """
+        module = Classifier(network())
+        module.training_step = lambda batch: print("a step")
+        callback = AttentionCallback(accumulator(fusion=sys.argv[2]), module.network, lambda batch: batch["name"])
+        fit(module, [callback], 1, folder, strategy=sys.argv[3], devices=2)
+    """
+    result = launch(tmp_path, script, fusion, strategy)
+    assert result.returncode
+    assert sentence in result.stderr
+    assert "a step" not in result.stdout
+
+
 def test_views_of_a_batch_as_a_tensor(tmp_path):
     flipped = torch.tensor([[0.0, 0, 1, 1, 1]])
     module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
