@@ -23,7 +23,7 @@ class AttentionCallback(Callback):
     alone. With several processes the maps are synchronised whenever a checkpoint is made and when training ends. A run
     that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps, on as many processes as you like. A
     step that does not end, since the epoch is skipped or something fails, accumulates nothing and leaves nothing on the
-    network.
+    network. A checkpoint that a process writes because it fails has that process's maps, see `state_dict`.
 
     Processes must be started as scripts (``strategy="ddp"``, not ``"ddp_spawn"``, ``"ddp_fork"`` or
     ``"ddp_notebook"``), and for several the fusion must have a ``reduction``: ``"max"``, ``"mean"``, ``"latest"``.
@@ -86,11 +86,13 @@ class AttentionCallback(Callback):
         self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
         self._outputs: list[CAMOutput] = []
         self._hook: RemovableHandle | None = None
+        self._failed = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse at once what would lose maps at the end."""
         if stage != "fit":
             return
+        self._failed = False
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             raise ValueError(
                 "expected a strategy whose processes run the whole script, got one that spawns or forks them: no map "
@@ -145,8 +147,9 @@ class AttentionCallback(Callback):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind, and wait for no other process from here on: it may not have failed."""
         self._stop()
+        self._failed = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
@@ -163,8 +166,13 @@ class AttentionCallback(Callback):
         return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion))
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into a checkpoint of Lightning, which asks all processes for it."""
-        self._synchronize()
+        """What goes into a checkpoint of Lightning, which asks all processes for it.
+
+        Once training has failed here, it is what this process has seen, and the others up to the last checkpoint. A run
+        that goes on from that lacks what the others have seen since; nothing counts twice.
+        """
+        if not self._failed:
+            self._synchronize()
         return self.accumulator.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -359,6 +359,36 @@ def test_what_could_not_end_well_with_two_processes_does_not_begin(fusion, strat
     assert "a step" not in result.stdout
 
 
+@pytest.mark.slow
+def test_a_process_that_fails_writes_a_checkpoint_with_what_it_has_seen(tmp_path):
+    """The first one fails in the second epoch; the other one is at work then, and answers nothing."""
+    script = """
+        class Strategy(lightning.strategies.DDPStrategy):
+            def barrier(self, name=None):  # Lightning waits here, once the checkpoint is written, for ever
+                if name != "Trainer.save_checkpoint" or not failing.failed:
+                    super().barrier(name)
+
+        class Fails(lightning.Callback):
+            failed = False
+            def on_train_batch_end(self, trainer, *rest):
+                if rank == 0 and trainer.current_epoch == 1:
+                    self.failed = True
+                    raise ZeroDivisionError
+
+        kept, module, failing = accumulator(gate=None, fusion="mean"), Classifier(network()), Fails()
+        callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+        each_epoch = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_top_k=-1)
+        saver = lightning.callbacks.OnExceptionCheckpoint(folder)
+        fit(module, [saver, each_epoch, callback, failing], 2, folder, strategy=Strategy(), devices=2)
+    """
+    result = launch(tmp_path, script)
+    assert "ZeroDivisionError" in result.stderr
+    found = in_checkpoint(tmp_path / "on_exception.ckpt", gate=None, fusion="mean")
+    in_second_epoch = found.counts.sum(1) - LABELS.sum(1)  # in the first one each image was seen by one of them
+    assert 0 < in_second_epoch.sum() < LABELS.sum()
+    assert all(seen in (0, all_of_it) for seen, all_of_it in zip(in_second_epoch, LABELS.sum(1), strict=True))
+
+
 def test_views_of_a_batch_as_a_tensor(tmp_path):
     flipped = torch.tensor([[0.0, 0, 1, 1, 1]])
     module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
