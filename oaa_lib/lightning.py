@@ -36,9 +36,11 @@ class AttentionCallback(Callback):
             or names, see `AttentionAccumulator.update`. A tensor of rows is brought to the host, which waits for the
             device; names do not.
         views: likewise their views. None: the whole images, not flipped.
+        name: tells the maps of several callbacks apart in a checkpoint. Those whose fusions differ need none; where two
+            have one fusion and, say, different gates, Lightning asks for different state keys: give each a name.
 
     Raises:
-        TypeError: no accumulator, module or functions; while training, if the network returns something else.
+        TypeError: no accumulator, module, functions or string; while training, if the network returns something else.
         RuntimeError: while training, if the network was not called in a step, or twice.
         ValueError: when training begins, if the strategy or the fusion is not for this, see above.
 
@@ -74,16 +76,21 @@ class AttentionCallback(Callback):
         network: nn.Module,
         indices: Callable[[Any], Indices],
         views: Callable[[Any], Views] | None = None,
+        *,
+        name: str = "",
     ) -> None:
         if not isinstance(accumulator, AttentionAccumulator) or not isinstance(network, nn.Module):
             raise TypeError(
                 "expected an AttentionAccumulator and a module, got "
                 f"{type(accumulator).__name__} and {type(network).__name__} as accumulator and network"
             )
-        for name, given in (("indices", indices), ("views", views)):
-            if not callable(given) and (given is not None or name == "indices"):
-                raise TypeError(f"expected {name} as a function of a batch, got {type(given).__name__}")
+        for argument, given in (("indices", indices), ("views", views)):
+            if not callable(given) and (given is not None or argument == "indices"):
+                raise TypeError(f"expected {argument} as a function of a batch, got {type(given).__name__}")
+        if not isinstance(name, str):
+            raise TypeError(f"expected name as a string, got {type(name).__name__}")
         self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
+        self.name = name
         self._outputs: list[CAMOutput] = []
         self._hook: RemovableHandle | None = None
         self._failed = False
@@ -162,8 +169,9 @@ class AttentionCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two accumulators of one training run, max and mean, have different keys."""
-        return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion))
+        """Under which a checkpoint keeps the maps: the fusion's name, and ``name`` if there is one."""
+        named = {"name": self.name} if self.name else {}
+        return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion), **named)
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint of Lightning, which asks all processes for it.

@@ -389,6 +389,27 @@ def test_a_process_that_fails_writes_a_checkpoint_with_what_it_has_seen(tmp_path
     assert all(seen in (0, all_of_it) for seen, all_of_it in zip(in_second_epoch, LABELS.sum(1), strict=True))
 
 
+def test_names_tell_callbacks_of_one_fusion_apart_in_a_checkpoint(tmp_path):
+    names = {"by score": "score", "by rank": "topk", "": None}
+
+    def callbacks(module: nn.Module) -> list[AttentionCallback]:
+        kept = {name: accumulator(gate=gate) for name, gate in names.items()}
+        return [AttentionCallback(a, module.network, lambda b: b["name"], name=name) for name, a in kept.items()]
+
+    module = Classifier(network())
+    first, second = callbacks(module), callbacks(module)
+    saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, save_last=True, save_top_k=0)
+    fit(module, [*first, saver], 1, tmp_path)
+    fit(module, second, 1, tmp_path, tmp_path / "last.ckpt")  # all of it has been trained
+    for one, other in zip(first, second, strict=True):
+        assert_same(one.accumulator, other.accumulator)
+    accepted = [callback.accumulator.accepted for callback in first]
+    assert len(set(accepted)) == 3
+    assert first[2].state_key == "AttentionCallback{'fusion': 'max'}"  # as in checkpoints from before there were names
+    with pytest.raises(TypeError, match="expected name as a string, got int"):
+        AttentionCallback(accumulator(), module.network, lambda batch: batch["name"], name=1)
+
+
 def test_views_of_a_batch_as_a_tensor(tmp_path):
     flipped = torch.tensor([[0.0, 0, 1, 1, 1]])
     module, kept, expected = Classifier(network()), accumulator(gate=None), accumulator(gate=None)
@@ -400,7 +421,7 @@ def test_views_of_a_batch_as_a_tensor(tmp_path):
 
 def test_an_argument_of_the_callback_works_or_the_error_names_it():
     right = {"accumulator": test_arguments.accumulator(), "network": test_arguments.Network(), "indices": len}
-    assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None}) == []
+    assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None, "name": "a"}) == []
 
 
 @pytest.mark.slow
