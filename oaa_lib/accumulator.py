@@ -197,8 +197,8 @@ class AttentionAccumulator(KeptAttention):
         accepted most since, other fusions are joined map by map (once only, since what they hold cannot be told apart
         afterwards). It goes in buckets of 16 MiB. A mean keeps a second copy of its maps from then on.
 
-        A state from which a run goes on must be loaded by one process alone, or have been saved after a `synchronize`;
-        then all processes may load it, on however many processes it was made.
+        A state from which a run goes on must be loaded by one process alone; or by all, however many have made it, if
+        it was saved after a `synchronize` or is loaded with ``load_state_dict(state, known_to_all=True)``.
 
         Args:
             group: a ``torch.distributed`` process group, gloo or nccl; None: the default one.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from oaa_lib.arguments import file_path, kind
+from oaa_lib.arguments import file_path, flag, kind
 from oaa_lib.cumulative import CumulativeAttention
 from oaa_lib.gating import gate_name
 from oaa_lib.maps import state
@@ -28,14 +28,20 @@ class KeptAttention(CumulativeAttention):
 
     @torch.no_grad()
     @in_turn
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, known_to_all: bool = False) -> None:
         """Continue from a `state_dict` of the same data set; a copy is taken.
 
+        Args:
+            state_dict: the state.
+            known_to_all: say True where every process of a group loads this same state: what is in it counts once then,
+                whoever made it, and only what comes later is new to the others in the next `synchronize`.
+
         Raises:
-            TypeError: no dictionary.
+            TypeError: no dictionary, or ``known_to_all`` is no bool.
             ValueError: a state with missing or malformed entries, or of another data set, map size, fusion or dtype;
                 nothing is changed then.
         """
+        flag("known_to_all", known_to_all)
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"expected state_dict as that of an AttentionAccumulator, got {kind(state_dict)}")
         missing = {*self._store.kept, *state.OWNERS} - set(state_dict)
@@ -47,14 +53,18 @@ class KeptAttention(CumulativeAttention):
             raise ValueError(
                 f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
             ) from error
-        self._take("the state", state_dict, owners)
+        self._take("the state", state_dict, owners, known_to_all=known_to_all)
 
-    def _take(self, what: str, state_dict: Mapping[str, Any], owners: state.Owners) -> None:
+    def _take(
+        self, what: str, state_dict: Mapping[str, Any], owners: state.Owners, *, known_to_all: bool = False
+    ) -> None:
         state.fit(what, state_dict, owners, self._store.layout, self._store.kept, self._fusion.name)
         try:
             state.check_values(state_dict)
         except ValueError as error:
             raise ValueError(f"{what} is damaged: {error}") from error
+        if known_to_all:
+            state_dict = state.known_to_all(state_dict)
         base = {name: state_dict[f"base_{name}"] for name in state.BASES if f"base_{name}" in state_dict}
         self._store.replace(state_dict, base)
 

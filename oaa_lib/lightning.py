@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMOutput
 from oaa_lib.cumulative import Indices
-from oaa_lib.fusion import fusion_name
+from oaa_lib.fusion import adapt, fusion_name
 from oaa_lib.views import View, Views
 
 
@@ -20,8 +21,12 @@ class AttentionCallback(Callback):
 
     It takes what the network returned in the step, so nothing is computed twice. Steps of validation and test are left
     alone. With several processes the maps are synchronised whenever a checkpoint is made and when training ends. A run
-    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps. A step that does not end, since the
-    epoch is skipped or something fails, accumulates nothing and leaves nothing on the network.
+    that goes on from a checkpoint (``fit(..., ckpt_path=)``) goes on with its maps, on as many processes as you like. A
+    step that does not end, since the epoch is skipped or something fails, accumulates nothing and leaves nothing on the
+    network. A checkpoint that a process writes because it fails has that process's maps, see `state_dict`.
+
+    Processes must be started as scripts (``strategy="ddp"``, not ``"ddp_spawn"``, ``"ddp_fork"`` or
+    ``"ddp_notebook"``), and for several the fusion must have a ``reduction``: ``"max"``, ``"mean"``, ``"latest"``.
 
     Args:
         accumulator: of the training images; a file at ``path=`` is for one process alone.
@@ -31,10 +36,13 @@ class AttentionCallback(Callback):
             or names, see `AttentionAccumulator.update`. A tensor of rows is brought to the host, which waits for the
             device; names do not.
         views: likewise their views. None: the whole images, not flipped.
+        name: tells the maps of several callbacks apart in a checkpoint. Those whose fusions differ need none; where two
+            have one fusion and, say, different gates, Lightning asks for different state keys: give each a name.
 
     Raises:
-        TypeError: no accumulator, module or functions; while training, if the network returns something else.
+        TypeError: no accumulator, module, functions or string; while training, if the network returns something else.
         RuntimeError: while training, if the network was not called in a step, or twice.
+        ValueError: when training begins, if the strategy or the fusion is not for this, see above.
 
     Example:
         >>> import torch
@@ -68,18 +76,41 @@ class AttentionCallback(Callback):
         network: nn.Module,
         indices: Callable[[Any], Indices],
         views: Callable[[Any], Views] | None = None,
+        *,
+        name: str = "",
     ) -> None:
         if not isinstance(accumulator, AttentionAccumulator) or not isinstance(network, nn.Module):
             raise TypeError(
                 "expected an AttentionAccumulator and a module, got "
                 f"{type(accumulator).__name__} and {type(network).__name__} as accumulator and network"
             )
-        for name, given in (("indices", indices), ("views", views)):
-            if not callable(given) and (given is not None or name == "indices"):
-                raise TypeError(f"expected {name} as a function of a batch, got {type(given).__name__}")
+        for argument, given in (("indices", indices), ("views", views)):
+            if not callable(given) and (given is not None or argument == "indices"):
+                raise TypeError(f"expected {argument} as a function of a batch, got {type(given).__name__}")
+        if not isinstance(name, str):
+            raise TypeError(f"expected name as a string, got {type(name).__name__}")
         self.accumulator, self.network, self.indices, self.views = accumulator, network, indices, views
+        self.name = name
         self._outputs: list[CAMOutput] = []
         self._hook: RemovableHandle | None = None
+        self._failed = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse at once what would lose maps at the end."""
+        if stage != "fit":
+            return
+        self._failed = False
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "expected a strategy whose processes run the whole script, got one that spawns or forks them: no map "
+                "comes back from there to this accumulator; use strategy='ddp'"
+            )
+        fusion = adapt(self.accumulator.fusion)
+        if trainer.world_size > 1 and (fusion.reduction is None or fusion.refusal is not None):
+            raise ValueError(
+                "expected a fusion that can be synchronised again and again, such as 'max', 'mean' or 'latest', for "
+                f"{trainer.world_size} processes, got {fusion.name!r}; use another, or one process"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Listen to the network."""
@@ -123,8 +154,9 @@ class AttentionCallback(Callback):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind, and wait for no other process from here on: it may not have failed."""
         self._stop()
+        self._failed = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
@@ -137,22 +169,33 @@ class AttentionCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two accumulators of one training run, max and mean, have different keys."""
-        return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion))
+        """Under which a checkpoint keeps the maps: the fusion's name, and ``name`` if there is one."""
+        named = {"name": self.name} if self.name else {}
+        return self._generate_state_key(fusion=fusion_name(self.accumulator.fusion), **named)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into a checkpoint of Lightning, which asks all processes for it."""
-        self._synchronize()
+        """What goes into a checkpoint of Lightning, which asks all processes for it.
+
+        Once training has failed here, it is what this process has seen, and the others up to the last checkpoint. A run
+        that goes on from that lacks what the others have seen since; nothing counts twice.
+        """
+        if not self._failed:
+            self._synchronize()
         return self.accumulator.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the maps of a checkpoint.
+        """Go on with the maps of a checkpoint, which Lightning gives to all processes: they count once.
 
         Raises:
             ValueError: they belong to another data set or setting.
         """
-        self.accumulator.load_state_dict(state_dict)
+        several = self._in_group() and torch.distributed.get_world_size() > 1
+        self.accumulator.load_state_dict(state_dict, known_to_all=several)
 
     def _synchronize(self) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._in_group():
             self.accumulator.synchronize()
+
+    @staticmethod
+    def _in_group() -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -251,6 +251,22 @@ def loaded_by_one(rank: int, world: int, folder: Path) -> Any:
     return found
 
 
+def loaded_by_all(rank: int, world: int, folder: Path) -> Any:
+    """What one process has seen is loaded by all; they see the second round, one alone the third; all load that."""
+    found = {}
+    for name in SAVED:
+        case = CASES[name]
+        first, several, alone, again = (case.accumulator() for _ in range(4))
+        case.show(first, 0)
+        several.load_state_dict(first.state_dict(), known_to_all=True)
+        case.show(several, 1, rank, world)
+        alone.load_state_dict(several.synchronize().state_dict())
+        case.show(alone, 2)
+        again.load_state_dict(alone.state_dict(), known_to_all=True)
+        found[name] = (snapshot(several), snapshot(again.synchronize()))
+    return found
+
+
 class EndedError(Exception):
     """Here the process was killed."""
 
@@ -415,6 +431,7 @@ SCENARIOS = (
     one_cannot,
     in_files,
     loaded_by_one,
+    loaded_by_all,
     killed,
     a_group_of_some,
     memory,

@@ -146,7 +146,7 @@ def calls(folder):
         "AttentionAccumulator.merge": (method(used, "merge"), {"other": used()}),
         "AttentionAccumulator.load_state_dict": (
             method(used, "load_state_dict"),
-            {"state_dict": used().state_dict()},
+            {"state_dict": used().state_dict(), "known_to_all": False},
         ),
         "AttentionAccumulator.save": (method(used, "save"), {"path": folder / "again"}),
         "AttentionAccumulator.load": (

@@ -402,6 +402,14 @@ def test_a_state_that_was_not_synchronized_may_be_loaded_by_one_alone(ranks, nam
         check_same(found["loaded_by_one"][name], one_process(name, 2), tolerance_of(name))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAVED)
+def test_a_state_that_is_known_to_all_may_be_loaded_by_all_and_counts_once(ranks, name):
+    for found in ranks:
+        for rounds, state in enumerate(found["loaded_by_all"][name], start=2):
+            check_same(state, one_process(name, rounds), tolerance_of(name))
+
+
 # Without a process group torch warns.
 alone = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
 
@@ -450,6 +458,34 @@ def test_a_checkpoint_of_another_data_set_is_refused(tmp_path, map_size):
     with pytest.raises(ValueError, match="belongs to another data set or setting"):
         dcp.load({"accumulator": second}, checkpoint_id=tmp_path, no_dist=True)
     assert second.classes(0).tolist() == [1]
+
+
+# Sent to the processes
+
+
+def sees_some(rank: int, folder: Path, accumulators: list[AttentionAccumulator]) -> None:
+    """The first process sees three maps of 0, the second one map of 1."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    for number, accumulator in enumerate(accumulators):
+        for value in ([0, 0, 0], [1])[rank]:
+            accumulator.update([0], torch.full((1, 1, 2, 2), float(value)), normalization=None)
+        dist.barrier()
+        accumulator.synchronize().save(folder / f"{number}-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_accumulators_among_the_arguments_of_spawn_belong_to_each_process(tmp_path):
+    """torch shares the memory of tensors that it sends."""
+    accumulators = [AttentionAccumulator([[1]], (2, 2), fusion=fusion, gate=None) for fusion in ("mean", "max")]
+    torch.multiprocessing.spawn(sees_some, (tmp_path, accumulators), 2)
+    for number, expected in enumerate((1 / 4, 1)):
+        for rank in range(2):
+            found = AttentionAccumulator.load(tmp_path / f"{number}-{rank}")
+            assert (found.accepted, found.offered) == (4, 4)
+            assert torch.equal(found.attention(0), torch.full((1, 2, 2), expected))
+    assert [accumulator.accepted for accumulator in accumulators] == [0, 0]
 
 
 # The worked script

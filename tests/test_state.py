@@ -171,6 +171,15 @@ def test_going_on_from_a_file_is_the_same_as_never_stopping(fusion, stream, tmp_
     assert same(snapshot(whole), snapshot(parts))
 
 
+@pytest.mark.parametrize("way", [through_pickle, through_deepcopy])
+@pytest.mark.parametrize("fusion", ["max", "mean"])
+def test_a_copy_made_in_inference_mode_can_be_updated_outside_of_it(way, fusion, tmp_path):
+    accumulator = fill(build(fusion=fusion))
+    with torch.inference_mode():
+        copied = way(accumulator, None, tmp_path)
+    assert same(snapshot(fill(copied, seed=1)), snapshot(fill(accumulator, seed=1)))
+
+
 def test_loading_takes_a_copy_of_the_state():
     first, second = fill(build(gate=None)), build(gate=None)
     second.load_state_dict(first.state_dict())

@@ -82,6 +82,12 @@ class MappedStore(Store):
         self._recover(path, plain)
         self.look()
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            f"expected an accumulator in memory to pickle or copy, got one whose maps live in {self._lock.path}, "
+            "which has one writer; save() it and send AttentionAccumulator.load() of that, or build it over there"
+        )
+
     def _recover(self, path: PathLike, plain: dict[str, Any]) -> None:
         """Repeat what a process that was killed had noted, and see whether all of it is sound."""
         with blaming(path):

@@ -123,6 +123,13 @@ def check_values(state: Mapping[str, Any]) -> None:
             raise ValueError(f"expected {name} in [0, {MOST}], got [{low}, {high}]")
 
 
+def known_to_all(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state that fits, as if all of it had been synchronised, so that there is nothing older to compare with."""
+    kept = {name: value for name, value in state.items() if name not in {f"base_{each}" for each in BASES}}
+    totals = torch.stack([state[name].cpu() for name in ("skipped", "offered")])
+    return {**kept, "synchronized": state["counts"], "totals_then": totals}
+
+
 def belongs(what: str, owners: Owners, layout: MapLayout, fusion: str) -> None:
     """Raise a ValueError where the owners or the fusion are others."""
     difference = layout.difference(owners.layout)

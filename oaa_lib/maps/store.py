@@ -76,6 +76,23 @@ class Store:
         self.turn = Turn()
         self._begun: Callable[[], None] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all tensors as arrays, since torch sends tensors to a new process as shared memory."""
+        self.settle()
+        arrays = {
+            kept: {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+            for kept, tensors in (("tensors", self.tensors), ("base", self.base))
+        }
+        return {**vars(self), **arrays, "device": self.device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device = state.pop("device")
+        vars(self).update(state)
+        with torch.inference_mode(False):
+            for tensors in (self.tensors, self.base):
+                for name, array in tensors.items():
+                    tensors[name] = torch.from_numpy(np.require(array, requirements="W")).to(device)
+
     def _make(self, step: Callable[[], None]) -> None:
         """Take a step which, made twice, comes to the same as made once."""
         self.settle()

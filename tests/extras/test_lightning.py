@@ -260,35 +260,154 @@ def test_indices_and_views_are_functions(name, given):
         AttentionCallback(accumulator(), network(), **functions)
 
 
+def launch(tmp_path: Any, script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a script that trains; Lightning starts it once more for each further process. ``folder`` is `tmp_path`."""
+    head = """
+        import os, sys
+        from test_lightning import *
+        folder, rank = sys.argv[1], int(os.environ.get("LOCAL_RANK", 0))
+    """
+    (tmp_path / "train.py").write_text(textwrap.dedent(head) + textwrap.dedent(script))
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", tmp_path / "train.py", tmp_path, *arguments]
+    return subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def in_checkpoint(path: Any, **options: Any) -> AttentionAccumulator:
+    """The maps that a checkpoint holds."""
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    restored = accumulator(**options)
+    restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
+    return restored
+
+
 @pytest.mark.slow
 def test_two_processes_end_with_the_maps_of_both(tmp_path):
     """Lightning's own sampler shares the images out; each process saves what it holds in the end."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, sys
-            from test_lightning import AttentionCallback, Classifier, accumulator, fit, lightning, network
-            kept, module = accumulator(gate=None), Classifier(network())
-            callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
-            saver = lightning.callbacks.ModelCheckpoint(dirpath=sys.argv[1], save_last=True, save_top_k=0)
-            fit(module, [callback, saver], 2, sys.argv[1], strategy="ddp", devices=2)
-            kept.save(f"{sys.argv[1]}/{os.environ.get('LOCAL_RANK', 0)}.safetensors")
-            """
-        )
-    )
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    script = """
+        kept, module = accumulator(gate=None), Classifier(network())
+        callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0)
+        fit(module, [callback, saver], 2, folder, strategy="ddp", devices=2)
+        kept.save(f"{folder}/{rank}.safetensors")
+    """
+    result = launch(tmp_path, script)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (AttentionAccumulator.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert_same(first, second)
     assert first.counts.sum(1).tolist() == (2 * LABELS.sum(1)).tolist()
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
-    restored = accumulator(gate=None)
-    restored.load_state_dict(next(state for state in saved.values() if "maps" in state))
-    assert_same(restored, first)
+    assert_same(in_checkpoint(tmp_path / "last.ckpt", gate=None), first)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_more_or_fewer_processes_counts_each_map_once(tmp_path):
+    """One epoch on one process, one on two, one on one, one on two."""
+    script = """
+        epoch, devices = int(sys.argv[2]), int(sys.argv[3])
+        module, kept = Classifier(network()), [accumulator(gate=None, fusion=fusion) for fusion in ("max", "mean")]
+        callbacks = [AttentionCallback(each, module.network, lambda batch: batch["name"]) for each in kept]
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_last=True, save_top_k=0)
+        options = {"strategy": "ddp", "devices": 2} if devices == 2 else {"devices": 1}
+        fit(module, [*callbacks, saver], epoch, folder, f"{folder}/last.ckpt" if epoch > 1 else None, **options)
+        for each in kept:
+            each.save(f"{folder}/{each.fusion.label}-{rank}")
+    """
+    for epoch, devices in ((1, 1), (2, 2), (3, 1), (4, 2)):
+        result = launch(tmp_path, script, epoch, devices)
+        assert result.returncode == 0, result.stderr[-3000:]
+        for fusion in ("max", "mean"):
+            for rank in range(devices):
+                found = AttentionAccumulator.load(tmp_path / f"{fusion}-{rank}")
+                assert found.counts.sum(1).tolist() == (epoch * LABELS.sum(1)).tolist(), (epoch, fusion, rank)
+                assert found.offered == epoch * int(LABELS.sum())
+
+
+STRATEGIES = [("ddp_spawn", 1), ("ddp_spawn", 2), ("ddp_fork", 2), ("ddp_notebook", 2)]
+
+
+@pytest.mark.parametrize(("strategy", "devices"), STRATEGIES)
+def test_processes_whose_maps_would_not_come_back_are_refused(strategy, devices):
+    trainer = lightning.Trainer(accelerator="cpu", strategy=strategy, devices=devices, logger=False)
+    callback = AttentionCallback(accumulator(), network(), lambda batch: batch["name"])
+    with pytest.raises(ValueError, match="no map comes back from there to this accumulator; use strategy='ddp'"):
+        callback.setup(trainer, Classifier(callback.network), "fit")
+    callback.setup(trainer, Classifier(callback.network), "validate")  # which accumulates nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fusion", "strategy", "sentence"),
+    [
+        ("max", "ddp_fork", "use strategy='ddp'"),
+        ("noisy-or", "ddp", "2 processes, got 'noisy-or'; use another, or one process"),
+        ("ema", "ddp", "2 processes, got 'ema(momentum=0.9)'; use another, or one process"),
+    ],
+)
+def test_what_could_not_end_well_with_two_processes_does_not_begin(fusion, strategy, sentence, tmp_path):
+    script = """
+        module = Classifier(network())
+        module.training_step = lambda batch: print("a step")
+        callback = AttentionCallback(accumulator(fusion=sys.argv[2]), module.network, lambda batch: batch["name"])
+        fit(module, [callback], 1, folder, strategy=sys.argv[3], devices=2)
+    """
+    result = launch(tmp_path, script, fusion, strategy)
+    assert result.returncode
+    assert sentence in result.stderr
+    assert "a step" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_writes_a_checkpoint_with_what_it_has_seen(tmp_path):
+    """The first one fails in the second epoch; the other one is at work then, and answers nothing."""
+    script = """
+        class Strategy(lightning.strategies.DDPStrategy):
+            def barrier(self, name=None):  # Lightning waits here, once the checkpoint is written, for ever
+                if name != "Trainer.save_checkpoint" or not failing.failed:
+                    super().barrier(name)
+
+        class Fails(lightning.Callback):
+            failed = False
+            def on_train_batch_end(self, trainer, *rest):
+                if rank == 0 and trainer.current_epoch == 1:
+                    self.failed = True
+                    raise ZeroDivisionError
+
+        kept, module, failing = accumulator(gate=None, fusion="mean"), Classifier(network()), Fails()
+        callback = AttentionCallback(kept, module.network, lambda batch: batch["name"])
+        each_epoch = lightning.callbacks.ModelCheckpoint(dirpath=folder, save_top_k=-1)
+        saver = lightning.callbacks.OnExceptionCheckpoint(folder)
+        fit(module, [saver, each_epoch, callback, failing], 2, folder, strategy=Strategy(), devices=2)
+    """
+    result = launch(tmp_path, script)
+    assert "ZeroDivisionError" in result.stderr
+    found = in_checkpoint(tmp_path / "on_exception.ckpt", gate=None, fusion="mean")
+    in_second_epoch = found.counts.sum(1) - LABELS.sum(1)  # in the first one each image was seen by one of them
+    assert 0 < in_second_epoch.sum() < LABELS.sum()
+    assert all(seen in (0, all_of_it) for seen, all_of_it in zip(in_second_epoch, LABELS.sum(1), strict=True))
+
+
+def test_names_tell_callbacks_of_one_fusion_apart_in_a_checkpoint(tmp_path):
+    names = {"by score": "score", "by rank": "topk", "": None}
+
+    def callbacks(module: nn.Module) -> list[AttentionCallback]:
+        kept = {name: accumulator(gate=gate) for name, gate in names.items()}
+        return [AttentionCallback(a, module.network, lambda b: b["name"], name=name) for name, a in kept.items()]
+
+    module = Classifier(network())
+    first, second = callbacks(module), callbacks(module)
+    saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, save_last=True, save_top_k=0)
+    fit(module, [*first, saver], 1, tmp_path)
+    fit(module, second, 1, tmp_path, tmp_path / "last.ckpt")  # all of it has been trained
+    for one, other in zip(first, second, strict=True):
+        assert_same(one.accumulator, other.accumulator)
+    accepted = [callback.accumulator.accepted for callback in first]
+    assert len(set(accepted)) == 3
+    assert first[2].state_key == "AttentionCallback{'fusion': 'max'}"  # as in checkpoints from before there were names
+    with pytest.raises(TypeError, match="expected name as a string, got int"):
+        AttentionCallback(accumulator(), module.network, lambda batch: batch["name"], name=1)
 
 
 def test_views_of_a_batch_as_a_tensor(tmp_path):
@@ -302,7 +421,7 @@ def test_views_of_a_batch_as_a_tensor(tmp_path):
 
 def test_an_argument_of_the_callback_works_or_the_error_names_it():
     right = {"accumulator": test_arguments.accumulator(), "network": test_arguments.Network(), "indices": len}
-    assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None}) == []
+    assert test_arguments.faults_of("AttentionCallback", AttentionCallback, {**right, "views": None, "name": "a"}) == []
 
 
 @pytest.mark.slow
