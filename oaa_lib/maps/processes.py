@@ -83,7 +83,7 @@ def _agree(store: Store, fusion: str, exchange: Exchange) -> None:
     refusal = joint(store).refusal or _unknown_base(store, fusion)
     known = store.tensors["synchronized"]
     newest = int((store.tensors["counts"] - known).max())
-    votes = torch.tensor([ours, -ours, refusal is not None, newest])
+    votes = torch.tensor([ours, -ours, refusal is not None, newest], device="cpu")
     exchange.reduce(votes, dist.ReduceOp.MAX)
     largest, negative_smallest, refused, newest = votes.tolist()
     if largest != -negative_smallest:
@@ -143,7 +143,7 @@ def _exchange_by_maximum(store: Store, exchange: Exchange, *, latest: bool) -> N
 
 def _agree_on_partial(store: Store, exchange: Exchange) -> None:
     """Whether any process has accepted a map that did not show all of its image."""
-    partial = torch.tensor([store.partial])
+    partial = torch.tensor([store.partial], device="cpu")
     exchange.reduce(partial, dist.ReduceOp.MAX)
     store.partial = bool(partial)
 
