@@ -30,7 +30,7 @@ def run_all(voc, out):  # noqa: F811
     run("train_integral.py", *learning, *options)
     for source, folder in (("cam_flip", "attention"), ("max", "attention"), ("integral", "integral")):
         options = [*data, *cpu, "--run", out / folder, "--source", source, "--out", out / "maps" / source]
-        run("export_attention.py", *options, "--scales", 1, 1.5)
+        run("export_attention.py", *options, "--recipe", "paper", *(["--scales", 1, 1.5] if source != "max" else []))
     labels = ["--maps", out / "maps" / "max", "--saliency", voc / "Saliency", "--out", out / "labels"]
     run("make_pseudo_labels.py", *data, *labels)
     options = [*data, *cpu, *BACKBONE, "--workers", 0, "--crop", 49, "--batch-size", 2, "--seed", 4]
