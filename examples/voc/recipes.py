@@ -194,7 +194,7 @@ SMALL = Recipe(
         **SMALL_TRAINING,
         iterations=200,  # [here] 4 epochs
         drop_at=160,  # [here]
-        constrain_below="mean",  # [here] at stride 16 hardly any soft label is 0, see docs/when_it_pays.md
+        constrain_below="mean",  # [here] at stride 16 hardly any soft label is 0, see docs/photographs.md
     ),
     labels=Labels(
         stretch=False,  # [here] maps stay as Eq. 2 leaves them
