@@ -316,6 +316,7 @@ LATE = [  # options, what is wrong with the folder, the sentence
     (["--labels", "--strech --min-foreground 0"], None, "error: unrecognized arguments: --strech"),
     (["--labels", "--background-level 2"], None, "--background-level: expected a score in [0, 1], got 2"),
     (["--segmentation", "--iterations 0"], None, "--iterations: expected at least 1, got 0"),
+    (["--segmentation", "--crop 50"], None, "--crop: efficientnet_lite0 takes whole cells, such as 49, got 50"),
 ]
 
 

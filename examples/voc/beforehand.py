@@ -49,6 +49,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.table or 4 in figures:
         parsed, settings = told["evaluation"]
         VOCFolder(root, training_split(told["segmentation"][0]))
+        train_segmentation.check_crop(arguments.backbone, told["segmentation"][1].crop)
         check_evaluated(VOCFolder(root, parsed.split, labelled=False), drawn=4 in figures)
         chosen_classes(parsed.score_classes, train.classes)
         refine = "crf" if settings.crf_iterations else refine

@@ -116,10 +116,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
     settings: Segmentation = resolve(arguments, "segmentation", arguments.backbone)
+    check_crop(arguments.backbone, settings.crop)
     kind = SEGMENTATION_NETWORKS[arguments.backbone]
-    fitting = kind.geometry.side(settings.crop)
-    if fitting != settings.crop:
-        raise SystemExit(f"--crop: {arguments.backbone} takes whole cells, such as {fitting}, got {settings.crop}")
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
     labelled = [name for name in folder.names if png(arguments.labels, name).exists()]
     if not labelled:
@@ -134,6 +132,13 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     learn(run, images, network, optimizer, align_corners=kind.geometry.centred)
     if process.is_first:
         print(f"done: {settings.iterations} iterations on {len(folder)} images -> {run.path}")
+
+
+def check_crop(backbone: str, crop: int) -> None:
+    """End where the network would not map a crop to whole cells."""
+    fitting = SEGMENTATION_NETWORKS[backbone].geometry.side(crop)
+    if fitting != crop:
+        raise SystemExit(f"--crop: {backbone} takes whole cells, such as {fitting}, got {crop}")
 
 
 def learn(run: Run, images: Dataset[Sample], network: Any, optimizer: Optimizer, *, align_corners: bool) -> None:
