@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import figures
 import numpy as np
@@ -14,6 +15,7 @@ from evaluate_cues import evaluate_maps
 from PIL import Image
 from signs import EMPTY, GROWN, LEVEL, Signs, expectation, from_json, signs, to_json
 from test_voc_pipeline import TINY, run, voc  # noqa: F401  (a fixture)
+from when_it_pays import maps_of
 
 from oaa_lib import AttentionAccumulator
 
@@ -215,3 +217,18 @@ def test_points_are_named_by_what_tells_them_apart():
     assert figures.short(["study/max", "study/lse"]) == ["max", "lse"]
     assert figures.short(["runs/seed0"]) == ["seed0"]
     assert figures.short(["a", "a/b"]) == ["a", "a/b"]
+
+
+def test_maps_of_another_training_in_the_folder_are_refused(finished_run):
+    path, _, _ = finished_run
+    data = SimpleNamespace(names=["a"], split="train", class_ids=lambda _: [0])
+    (path / "maps/cam").mkdir(parents=True)
+    (path / "maps/cam/a_0.png").touch()
+    record, settings = path / "maps/cam/source.json", json.loads((path / "settings.json").read_text())
+    for run_of_maps in (None, settings):
+        if run_of_maps:
+            record.write_text(json.dumps({"run": run_of_maps}))
+        assert maps_of(path, "cam", data) == path / "maps/cam"
+    record.write_text(json.dumps({"run": settings | {"recipe": {"iterations": 9}}}))
+    with pytest.raises(SystemExit, match="maps/cam has maps of another training than"):
+        maps_of(path, "cam", data)
