@@ -23,13 +23,12 @@ STAGES = {
     "segmentation": train_segmentation,
     "evaluation": evaluate,
 }
-FOLDER = "a folder"
-NEEDED = {  # what a stage is given that its options do not say
-    "integral": ["--maps", FOLDER],
-    "export": ["--run", FOLDER, "--source", "cam"],
-    "labels": ["--maps", FOLDER, "--background-level", "0.5"],
-    "segmentation": ["--labels", FOLDER],
-    "evaluation": ["--run", FOLDER],
+NEEDED = {  # what a stage is given that its options do not say; no results are there yet: any folder stands for them
+    "integral": ["--maps", "."],
+    "export": ["--run", ".", "--source", "cam"],
+    "labels": ["--maps", ".", "--background-level", "0.5"],
+    "segmentation": ["--labels", "."],
+    "evaluation": ["--run", "."],
 }
 
 
@@ -81,9 +80,8 @@ def check_evaluated(data: VOCFolder, *, drawn: bool) -> None:
 
 def read_options(arguments: argparse.Namespace, stage: str) -> tuple[argparse.Namespace, Any]:
     """The further options of a stage, such as --evaluation '...', as its script reads them, and its settings."""
-    here = str(arguments.voc_root)  # no results are there yet: any folder stands for them
-    words = ["--voc-root", here, "--out", str(arguments.out), "--recipe", arguments.recipe, *NEEDED.get(stage, [])]
-    words = [here if word == FOLDER else word for word in words]
+    words = ["--voc-root", str(arguments.voc_root), "--out", str(arguments.out), "--recipe", arguments.recipe]
+    words += NEEDED.get(stage, [])
     if stage == "labels":
         words += ["--background", arguments.background]
         words += ["--saliency", str(arguments.saliency)] if arguments.saliency else []

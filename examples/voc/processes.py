@@ -45,7 +45,8 @@ def check_device(device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"--device {device}: no CUDA device is available here; use --device cpu")
     with ends_with(f"--device {device}", "use cuda or cpu", RuntimeError, NotImplementedError):
-        torch.zeros(1, device=device).cpu()
+        if torch.device(device).type != "cuda":  # the processes of torchrun have not chosen their cards yet
+            torch.zeros(1, device=device).cpu()
 
 
 @contextmanager

@@ -147,8 +147,8 @@ class Seed:
         """Run a script into a folder of this seed, unless it ran to its end with these options before."""
         out = self.folder / name
         folders = [folder for path in options if isinstance(path, Path) for folder in (path, path.parent)]
-        ours = [folder for folder in folders if folder.is_relative_to(self.folder) and made(folder)]
-        sources = {str(folder.relative_to(self.folder)): made(folder) for folder in ours}
+        ours = {folder: made(folder) for folder in folders if folder.is_relative_to(self.folder)}
+        sources = {str(folder.relative_to(self.folder)): how for folder, how in ours.items() if how}
         bound = Bound(out, sources, record="made_from.json")  # ends if one of them was made anew in another way since
         options, done = [str(option) for option in options], out / "done.txt"
         told = " ".join([script, *options])
