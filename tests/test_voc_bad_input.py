@@ -161,6 +161,12 @@ CASES = {
     "a cut label, by a worker": ("segmentation", cut(MASK), TWO_WORKERS, "b.png cannot be read"),
     "a label in RGB": ("segmentation", image(MASK, "RGB"), [], "expected an indexed label image, got mode RGB"),
     "a label with other values": ("segmentation", image(MASK, value=9), [], "values above 2 other than 255"),
+    "labels that are ignored as a whole": (
+        "segmentation",
+        lambda: [write_label(path, np.full((60, 90), 255, np.uint8)) for path in Path(MASK).parent.iterdir()],
+        [],
+        "every pixel of every label is ignored, so nothing can be learnt",
+    ),
     "maps of a segmentation": (
         "export",
         lambda: None,

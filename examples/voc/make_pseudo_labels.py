@@ -54,7 +54,8 @@ def main() -> None:
         write_text(arguments.out / "without_saliency.txt", "\n".join(without) + "\n")
         print(f"{len(without)} images have no saliency map and got no label: listed in without_saliency.txt")
     shares = [share for share in ignored.values() if share is not None]
-    told = f", {np.mean(shares):.1%} of the pixels ignored" if shares else ""
+    whole = f" ({shares.count(1)} labels as a whole)" if 1 in shares else ""
+    told = f", {np.mean(shares):.1%} of the pixels ignored{whole}" if shares else ""
     print(f"done: {len(shares)} labels written, {len(folder) - len(todo)} were there{told} -> {arguments.out}")
 
 

@@ -122,6 +122,10 @@ def train(arguments: argparse.Namespace, process: Process) -> None:
     labelled = [name for name in folder.names if png(arguments.labels, name).exists()]
     if not labelled:
         raise SystemExit(f"{arguments.labels} has no label image of any of the {len(folder)} images (--labels)")
+    if all((read_label(png(arguments.labels, name)) == IGNORE).all() for name in labelled):  # it stops at the first
+        raise SystemExit(
+            f"{arguments.labels}: every pixel of every label is ignored, so nothing can be learnt (--labels)"
+        )
     if process.is_first and len(labelled) < len(folder):
         print(f"{len(folder) - len(labelled)} of {len(folder)} images have no label and are left out")
     chosen = max(round(settings.proportion * len(labelled)), 1)  # Table 3: drawn at random, by the seed
