@@ -115,6 +115,12 @@ CASES = {
     "no such device": ("attention", lambda: None, ["--device", "gpu"], "--device gpu: "),
     "fewer than no workers": ("attention", lambda: None, ["--workers", -1], "a whole number of at least 0, got -1"),
     "fewer than no images": ("attention", lambda: None, ["--snapshots", -1], "a whole number of at least 0, got -1"),
+    "no image to watch": (
+        "attention",
+        lambda: None,
+        ["--snapshots", 0],
+        "--snapshots: expected at least 1 image, got 0",
+    ),
     "decay below 0": ("attention", lambda: None, ["--weight-decay", -1], "--weight-decay: expected at least 0, got -1"),
     "a rate below 0": ("attention", lambda: None, ["--backbone-lr", -1, 1], "--backbone-lr: expected factors of at"),
     "all momentum": ("attention", lambda: None, ["--momentum", 2], "--momentum: expected a value in [0, 1], got 2"),

@@ -167,18 +167,77 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(voc, trained, tmp_pa
 @pytest.mark.slow
 def test_two_processes_train_as_one(voc, trained, tmp_path):
     """Gradients are averaged and maps synchronised; only the order of sums may differ."""
-    options = ["--voc-root", voc, "--out", tmp_path / "two", *STAGE_1, "--device", "cpu"]
+    run_on_two(EXAMPLES / "train_attention.py", "--voc-root", voc, "--out", tmp_path / "two", *STAGE_1)
+    about_the_same(trained, tmp_path / "two")
+
+
+def run_on_two(script, *options):
+    """A script on two processes of torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += [str(EXAMPLES / "train_attention.py"), *map(str, options)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    command += [*map(str, (script, *options)), "--device", "cpu"]
+    paths = os.pathsep.join([str(EXAMPLES), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+def about_the_same(folder, other):
+    """Whether two trainings have seen the same, up to the order of sums."""
     for name in ("max", "mean"):
-        one, two = (AttentionAccumulator.load(f / f"{name}.safetensors") for f in (trained, tmp_path / "two"))
+        one, two = (AttentionAccumulator.load(f / f"{name}.safetensors") for f in (folder, other))
         assert torch.equal(one.counts, two.counts)
+        assert torch.equal(one.statistics().offered, two.statistics().offered)
         for key in one.pairs.keys:
             torch.testing.assert_close(one.attention(key), two.attention(key), atol=0.02, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_training_of_one_process_that_goes_on_with_two_has_seen_everything_once(voc, trained, tmp_path):
+    options = ["--voc-root", voc, "--out", tmp_path / "run", *STAGE_1, "--checkpoint-every", 4, "--device", "cpu"]
+    command = [sys.executable, str(EXAMPLES / "train_attention.py"), *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    run_on_two(EXAMPLES / "train_attention.py", *options)
+    about_the_same(trained, tmp_path / "run")
+
+
+A_GATE_OF_MY_OWN = """
+import train_attention
+from oaa_lib import gating
+from training import Run
+
+steps, now = Run.steps, {}
+
+def noting(run, images):
+    for step, batch in steps(run, images):
+        now.update(step=step, last_pass=run.last_pass)
+        yield step, batch
+
+Run.steps = noting
+gating.GATES["score"] = lambda logits, labels: labels & PASSES
+train_attention.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("passes", "iterations"), [("(now['step'] < now['last_pass'][0])", 8), ("False", 11)], ids=["before it", "never"]
+)
+def test_two_processes_fill_a_pair_once_and_only_if_it_is_empty(voc, tmp_path, passes, iterations):
+    """Maps pass the gate in the first of two passes alone, or never; the last whole pass fills what is empty.
+
+    Batches of two hold images of two passes: the first of the second pass, the last of the third. With this seed the
+    images in them are shown to one process in one of the passes, and to the other in the other.
+    """
+    (tmp_path / "mine.py").write_text(A_GATE_OF_MY_OWN.replace("PASSES", passes))
+    options = ["--voc-root", voc, "--out", tmp_path / "run", *TINY, "--iterations", iterations, "--drop-at", 9]
+    run_on_two(tmp_path / "mine.py", *options, "--fill-empty", "last-epoch", "--seed", 24)
+    maps = AttentionAccumulator.load(tmp_path / "run" / "max.safetensors")
+    assert maps.counts.sum() == 7
+    assert maps.counts.max() == 1
 
 
 @pytest.mark.slow

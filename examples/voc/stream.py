@@ -62,7 +62,7 @@ class Drawn(Dataset[Sample | SystemExit]):
 class Positions(Sampler[list[int]]):
     """Positions of each step's images, this process's share of them."""
 
-    def __init__(self, batch_size: int, first: int, last: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, batch_size: int, first: int, last: int, *, rank: int, world: int) -> None:
         self.batch_size, self.first, self.last, self.rank, self.world = batch_size, first, last, rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -95,8 +95,8 @@ def make_loader(
     *,
     seed: int,
     workers: int,
-    rank: int = 0,
-    world: int = 1,
+    rank: int,
+    world: int,
 ) -> DataLoader[Any]:
     """The batches of steps ``first .. last - 1``, each a list of `Part`, or a `SystemExit` to raise."""
     if batch_size < world:

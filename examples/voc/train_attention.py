@@ -57,6 +57,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def train(arguments: argparse.Namespace, process: Process) -> None:
     """Run the stage."""
     settings: Attention = resolve(arguments, "attention", arguments.backbone)
+    if arguments.snapshots < 1:
+        raise SystemExit(f"--snapshots: expected at least 1 image, got {arguments.snapshots}")
     if settings.warm_up >= settings.iterations:
         raise SystemExit(
             f"--warm-up {settings.warm_up}: nothing is accumulated in {settings.iterations} iterations; take fewer"
@@ -93,10 +95,13 @@ def learn(
     Nothing waits for the device, but the accumulators' maps where they live on the host.
     """
     settings = run.settings
-    fills = settings.fill_empty == "last-epoch"
+    fills, first, last = settings.fill_empty == "last-epoch", run.last_pass[0], run.last_pass[-1]
     for step, batch in run.steps(images):
         set_rate(optimizer, settings, step)
-        how = {"normalization": settings.normalization, "fill_empty": fills and run.in_last_pass(step)}
+        if fills and run.process.world > 1 and step in (first, first + 1, last):  # round batches that two passes share
+            for accumulator in accumulators.values():
+                accumulator.synchronize()  # what another process has filled is not empty
+        how = {"normalization": settings.normalization, "fill_empty": fills and step in run.last_pass}
         for part in batch:  # the images of one shape
             with run.autocast():
                 out = network(shown(part, accumulators["latest"], settings))  # Eq. 1
@@ -148,7 +153,7 @@ def watch(run: Run, folder: VOCFolder, accumulators: Accumulators) -> Watched:
     """Images at even distances, after each pass and at the end."""
     number = run.arguments.snapshots
     labelled = [name for name in folder.names if folder.class_ids(name)]
-    names = labelled[:: max(len(labelled) // max(number, 1), 1)][:number]
+    names = labelled[:: max(len(labelled) // number, 1)][:number]
     iterations = run.settings.iterations
     return Watched(accumulators, names, [*range(run.epoch_length, iterations + 1, run.epoch_length), iterations])
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -47,8 +48,9 @@ class Run:
         self.arguments, self.settings, self.process = arguments, settings, process
         self.path: Path = arguments.out
         self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
-        passes = settings.iterations * settings.batch_size // len(folder)  # whole ones
-        self.last_pass = max((passes - 1) * len(folder) // settings.batch_size, 0)
+        passes = max(settings.iterations * settings.batch_size // len(folder), 1)  # whole ones, if there are any
+        start, end = ((passes - 1) * len(folder) / settings.batch_size, passes * len(folder) / settings.batch_size)
+        self.last_pass = range(math.floor(start), math.ceil(end))  # the steps of the last of them
         self.log_every = arguments.log_every or self.epoch_length
         if self.log_every < 1 or arguments.checkpoint_every < 1:
             raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
@@ -85,7 +87,8 @@ class Run:
     def _go_on(self, saved: dict[str, Any]) -> None:
         with ends_with(f"{self.path}/checkpoint.pt", OTHER_RUN, KeyError, RuntimeError, ValueError):
             for name, thing in self.kept.items():
-                thing.load_state_dict(saved[name])
+                several = isinstance(thing, AttentionAccumulator) and self.process.world > 1  # which all load it
+                thing.load_state_dict(saved[name], **({"known_to_all": True} if several else {}))
         self.first = saved["step"]
         if self.process.is_first:
             print(f"resumed after iteration {self.first} of {self.settings.iterations}", flush=True)
@@ -126,10 +129,6 @@ class Run:
         sharing = {"workers": self.arguments.workers, "rank": self.process.rank, "world": self.process.world}
         last, seed = self.settings.iterations, self.arguments.seed
         return make_loader(images, self.settings.batch_size, self.first, last, seed=seed, **sharing)
-
-    def in_last_pass(self, step: int) -> bool:
-        """Whether a step is of the last whole pass over the images, or after it."""
-        return step >= self.last_pass
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bfloat16 with --amp, else as is."""
