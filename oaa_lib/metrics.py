@@ -39,7 +39,8 @@ class ConfusionMatrix:
         self.ignore_index = whole_number("ignore_index", ignore_index, -(2**63), 2**63 - 1)
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes - 1}, got {ignore_index}")
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=on_device(device))
+        with torch.inference_mode(False):  # what is made in that mode could not be counted into outside of it
+            self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=on_device(device))
 
     def update(self, prediction: Tensor, target: Tensor) -> Self:
         """Count one image or batch.

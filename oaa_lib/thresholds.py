@@ -51,7 +51,8 @@ class ThresholdSweep:
         if 0 <= ignore_index <= num_classes:
             raise ValueError(f"expected an ignore_index outside 0..{num_classes}, got {ignore_index}")
         width = self.num_classes + 1
-        self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=on_device(device))
+        with torch.inference_mode(False):  # what is made in that mode could not be counted into outside of it
+            self.counts = torch.zeros(LEVELS, width, width, dtype=torch.int64, device=on_device(device))
         self.thresholds = torch.arange(LEVELS, dtype=torch.float64, device="cpu") / (LEVELS - 1)
 
     def update(self, attention: Tensor, classes: Tensor | npt.ArrayLike, target: Tensor) -> Self:
@@ -123,11 +124,8 @@ class ThresholdSweep:
             ValueError: a threshold outside [0, 1].
         """
         level = int(torch.searchsorted(self.thresholds, number("threshold", threshold, 0, 1) - 1e-9))
-        return self._matrix_of(self.confusion()[level])
-
-    def _matrix_of(self, counts: Tensor) -> ConfusionMatrix:
         matrix = ConfusionMatrix(self.num_classes + 1, ignore_index=self.ignore_index, device=self.counts.device)
-        matrix.counts += counts
+        matrix.counts += self.confusion()[level]
         return matrix
 
     def iou(self) -> Tensor:

@@ -6,7 +6,15 @@ import torch
 from reference import same, snapshot
 from torch import nn
 
-from oaa_lib import AttentionAccumulator, MeanFusion, ThresholdSweep, View, hybrid_loss, wrap_classifier
+from oaa_lib import (
+    AttentionAccumulator,
+    ConfusionMatrix,
+    MeanFusion,
+    ThresholdSweep,
+    View,
+    hybrid_loss,
+    wrap_classifier,
+)
 from oaa_lib.interop import load_into, read_maps, write_maps
 from oaa_lib.maps.kept import MOST
 from oaa_lib.plotting import overlay
@@ -58,6 +66,25 @@ def test_what_is_built_in_inference_mode_is_changed_outside_and_the_other_way_ro
         inside.save(tmp_path / "saved")
         loaded = AttentionAccumulator.load(tmp_path / "saved")
     assert same(snapshot(show(loaded)), snapshot(show(inside)))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["counted inside first", "made inside"])
+def test_a_metric_that_is_made_in_inference_mode_counts_outside(inside):
+    truth, attention = torch.tensor([[0, 1, 2, 255]]), torch.tensor([[[0.1, 0.9, 0.3, 0.5]]])
+    with torch.inference_mode():
+        matrix, sweep = ConfusionMatrix(3), ThresholdSweep(2)
+        if inside:
+            matrix.update(truth % 3, truth)
+            sweep.update(attention, torch.tensor([0]), truth)
+    for _ in range(2 - inside):
+        matrix.update(truth % 3, truth)
+        sweep.update(attention, torch.tensor([0]), truth)
+    twice = ConfusionMatrix(3).update(truth % 3, truth).update(truth % 3, truth)
+    assert torch.equal(matrix.merge(ConfusionMatrix(3)).counts, twice.counts)
+    once = ThresholdSweep(2).update(attention, torch.tensor([0]), truth)
+    assert torch.equal(sweep.counts, 2 * once.counts)
+    assert not matrix.reset().counts.any()
+    assert not sweep.reset().counts.any()
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16], ids=str)
