@@ -70,6 +70,21 @@ def test_the_few_batches_after_the_last_whole_epoch_tell_nothing(finished_run, r
     assert (found.pass_rate[-1], found.last_similarity) == ((1.0, 0.99) if len(epochs) == 3 else (0.5, 0.75))
 
 
+@pytest.mark.parametrize(("fill", "empty"), [("no", 1), ("final-model", 1), ("last-epoch", 3)])
+def test_pairs_that_were_filled_count_as_empty(finished_run, fill, empty):
+    """Of two passes over the images the second fills; the log has 3 empty pairs after the first, then 1."""
+    path, maximum, _ = finished_run
+    settings = json.loads((path / "settings.json").read_text())
+    settings["recipe"] |= {"batch_size": 2, "fill_empty": fill}
+    settings["data"]["images"] = 4
+    (path / "settings.json").write_text(json.dumps(settings))
+    if fill != "no":
+        maximum.update([1], torch.ones(1, 2, 5, 2), fill_empty=True)
+        maximum.save(path / "max.safetensors")
+        assert not maximum.statistics().never_accumulated.any()
+    assert signs(path).empty == empty
+
+
 def test_maps_that_stay_do_not_grow(finished_run):
     path, maximum, latest = finished_run
     assert signs(path).growth > 1
@@ -87,7 +102,11 @@ def test_maps_that_stay_do_not_grow(finished_run):
     [
         ({}, True, "similarity 0.90 after epoch 2, area grew 2.0 times: accumulation may beat the flip-averaged CAM"),
         ({"growth": GROWN - 0.1}, False, "is not expected to beat"),
-        ({"empty": round(100 * EMPTY) + 1}, False, "% of the pairs hold nothing: accumulation is not expected"),
+        (
+            {"empty": round(100 * EMPTY) + 1},
+            False,
+            "% of the pairs have no map that passed the gate: accumulation is not expected",
+        ),
         ({"similarity": [0.5, np.nan]}, True, "similarity 0.50 after epoch 1"),
         ({"similarity": [np.nan, np.nan]}, False, "no pair has accepted two maps"),
     ],

@@ -32,7 +32,7 @@ class Signs:
         pass_rate: of the gate, since the row before; in [0, 1].
         similarity: of the maps that pairs accepted to those before, since the row before (cosine; NaN: there was none).
         pairs: how many there are.
-        empty: of these, how many never accumulated.
+        empty: of these, how many had no map that passed the gate; those that were filled (--fill-empty) are among them.
         maps_a_pair: how many maps a pair has accepted, on average.
         growth: area of the cumulative maps (max) over that of the latest ones, all pairs together; NaN without maps.
     """
@@ -68,7 +68,7 @@ def _each(value: Any, call: Callable[[Any], Any]) -> Any:
 
 def signs(run: Path) -> Signs:
     """Those of a folder of train_attention.py that has run to its end."""
-    _, state = finished(run)
+    settings, state = finished(run)
     with ends_with(f"{run}", OTHER_RUN, ValueError, KeyError):
         maximum = AttentionAccumulator.load(run / "max.safetensors")
         latest = AttentionAccumulator(maximum.pairs, maximum.map_size, fusion="latest")
@@ -81,7 +81,18 @@ def signs(run: Path) -> Signs:
     if len(epochs) > 1 and epochs[-1] - epochs[-2] < epochs[0] / 2:  # a rest of an epoch, few batches: noise
         epochs, pass_rate, similarity = epochs[:-1], pass_rate[:-1], similarity[:-1]
     pairs, empty = maximum.pairs.num_pairs, int(maximum.statistics().never_accumulated.sum())
+    if settings["recipe"].get("fill_empty", "no") != "no":
+        empty = empty_before_filling(settings, log, pairs)
     return Signs(epochs, pass_rate, similarity, pairs, empty, maximum.accepted / pairs, growth(maximum, latest))
+
+
+def empty_before_filling(settings: dict[str, Any], log: list[dict[str, str]], pairs: int) -> int:
+    """How many pairs were empty in the last row of the log before they were filled; all, if there is none."""
+    recipe, last = settings["recipe"], math.inf
+    if recipe["fill_empty"] == "last-epoch":  # all whole passes but the last
+        last = recipe["iterations"] * recipe["batch_size"] // settings["data"]["images"] - 1
+    before = [int(row["pairs_empty"]) for row in log if float(row["epoch"]) <= last]
+    return before[-1] if before else pairs
 
 
 def growth(maximum: AttentionAccumulator, latest: AttentionAccumulator) -> float:
@@ -101,7 +112,7 @@ def expectation(found: Signs) -> tuple[bool, str]:
         return False, "no pair has accepted two maps: there is nothing to accumulate yet; train longer"
     told = f"similarity {found.last_similarity:.2f} after epoch {known[-1]:.0f}, area grew {found.growth:.1f} times"
     if share_empty > EMPTY:
-        told += f", {share_empty:.0%} of the pairs hold nothing"
+        told += f", {share_empty:.0%} of the pairs have no map that passed the gate"
     pays = found.growth > GROWN and share_empty <= EMPTY
     says = "may beat" if pays else "is not expected to beat"
     where = "with a constant background; for saliency, and what the rule rests on, see docs/when_it_pays.md"
