@@ -396,3 +396,9 @@ def test_a_missing_map_or_a_level_out_of_range_is_told(voc, maps, tmp_path):  # 
     assert "--background-level in (0, 1]" in run("refine_cues.py", *command, "--background-level", 0, expect=2)
     (maps / "e_0.png").unlink()
     assert "e_0.png is missing; run export_attention.py" in run("refine_cues.py", *command, expect=1)
+    for path in maps.iterdir():
+        path.unlink()
+    command[5] = tmp_path / "none"
+    for iterations in (10, 1):  # a start that failed leaves its settings and no map, and binds nothing
+        text = run("refine_cues.py", *command, "--iterations", iterations, expect=1)
+        assert "is missing; run export_attention.py" in text

@@ -19,7 +19,7 @@ from bound import Bound
 from crf import dense_crf, pydensecrf
 from data import VOCFolder
 from files import ends_with
-from maps import map_files, read_map, write_maps
+from maps import check_maps, map_files, read_map, write_maps
 from options import training_split
 from parallel import on_all_cores
 from processes import check_device
@@ -41,6 +41,7 @@ def main() -> None:
     if arguments.method == "crf":
         kept |= {"background_level": str(arguments.background_level), "crf": arguments.crf}
     out = Bound(arguments.out, kept, record="refinement.json")
+    check_maps(folder, arguments.maps)
     labelled = [name for name in folder.names if folder.class_ids(name)]
     todo = out.todo(labelled, lambda name: map_files(folder, name))
     out.make()
