@@ -8,15 +8,7 @@ from oaa_lib import interop
 from oaa_lib.accumulator import AttentionAccumulator
 from oaa_lib.cam import CAMHead, CAMOutput, normalize_attention
 from oaa_lib.drop import AttentionDrop, attention_drop
-from oaa_lib.fusion import (
-    ExponentialMovingAverage,
-    Fusion,
-    LatestFusion,
-    MaxFusion,
-    MeanFusion,
-    NoisyOr,
-    harmonic_mix,
-)
+from oaa_lib.fusion import harmonic_mix
 from oaa_lib.gating import Gate, score_gate, topk_gate
 from oaa_lib.inference import multi_scale_attention
 from oaa_lib.losses import HybridLoss, MultiLabelCrossEntropy, hybrid_loss, multilabel_cross_entropy
@@ -25,6 +17,7 @@ from oaa_lib.pseudo_labels import pseudo_label_from_cues
 from oaa_lib.refinement import pixel_adaptive_refinement
 from oaa_lib.snapshots import Snapshots
 from oaa_lib.statistics import Statistics, attention_similarity
+from oaa_lib.strategies import ExponentialMovingAverage, Fusion, LatestFusion, MaxFusion, MeanFusion, NoisyOr
 from oaa_lib.thresholds import ThresholdSweep, two_fold
 from oaa_lib.views import View
 from oaa_lib.wrapping import WrappedClassifier, wrap_classifier

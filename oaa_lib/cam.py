@@ -62,11 +62,10 @@ def normalize_with_extremes(
     score_maps: Tensor, method: Literal["max", "minmax"] | None, *, in_place: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention as `normalize_attention` gives it (None: as it is), and the least and greatest score (..., 1, 1)."""
-    if method is not None:
-        one_of("normalization", method, "max", "minmax")
     low, high = score_maps.amin((-2, -1), keepdim=True), score_maps.amax((-2, -1), keepdim=True)
     if method is None:
         return score_maps, low, high
+    one_of("normalization", method, "max", "minmax")
     positive, peak = score_maps.relu_() if in_place else score_maps.relu(), high
     if method == "minmax":
         floor = low.relu()
@@ -104,14 +103,10 @@ class CAMHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, hidden_channels: int = 512, num_convs: int = 3) -> None:
         super().__init__()
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "hidden_channels": hidden_channels}
-        for name, size in {**sizes, "num_convs": num_convs}.items():
-            whole_number(name, size, -(2**31))
-        if min(in_channels, num_classes, hidden_channels) < 1 or num_convs < 0:
-            raise ValueError(
-                "expected in_channels, num_classes, hidden_channels >= 1 and num_convs >= 0, got "
-                f"{in_channels}, {num_classes}, {hidden_channels}, {num_convs}"
-            )
+        whole_number("in_channels", in_channels, 1)
+        whole_number("num_classes", num_classes, 1)
+        whole_number("hidden_channels", hidden_channels, 1)
+        whole_number("num_convs", num_convs, 0)
         layers: list[nn.Module] = []
         channels = in_channels
         for _ in range(num_convs):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oaa_lib.fusion import Fuse, Fusion, OwnFusion
+from oaa_lib.fusion import Fuse, OwnFusion
 from oaa_lib.gating import Gate, gate_name, resolve_gate
 from oaa_lib.growing import resize
 from oaa_lib.maps.coding import decode
@@ -17,6 +17,7 @@ from oaa_lib.maps.locking import in_turn
 from oaa_lib.maps.pairs import IntArray, PairTable
 from oaa_lib.maps.store import Store, to_device
 from oaa_lib.statistics import Statistics
+from oaa_lib.strategies import Fusion
 from oaa_lib.views import Views, check_views, flips_only, into_view, mirror, sample
 
 Indices: TypeAlias = Iterable[int | str] | Tensor | npt.NDArray[Any]
@@ -84,7 +85,11 @@ class CumulativeAttention:
 
     @property
     def skipped(self) -> int:
-        """How many maps were refused because they or their gating scores were not finite. Waits for the device."""
+        """How many maps were refused because they or their gating scores were not finite. Waits for the device.
+
+        On an accelerator also those outside of [0, 1] (attention with ``normalization=None``, or the result of a fusion
+        of yours), which are an error on the CPU.
+        """
         return int(self._store.tensors["skipped"].sum())
 
     @property

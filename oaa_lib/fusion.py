@@ -10,21 +10,6 @@ from oaa_lib.arguments import floats, kind, shown
 from oaa_lib.maps.coding import outside
 from oaa_lib.strategies import ExponentialMovingAverage, Fusion, LatestFusion, MaxFusion, MeanFusion, NoisyOr
 
-__all__ = [
-    "FUSIONS",
-    "ExponentialMovingAverage",
-    "Fusion",
-    "LatestFusion",
-    "MaxFusion",
-    "MeanFusion",
-    "NoisyOr",
-    "OwnFusion",
-    "adapt",
-    "fusion_name",
-    "harmonic_mix",
-    "resolve_fusion",
-]
-
 Fuse: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

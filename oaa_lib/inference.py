@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oaa_lib.arguments import floating, kind, listed, number
+from oaa_lib.arguments import flag, floating, kind, listed, number
 from oaa_lib.cam import normalize_attention
 from oaa_lib.maps.layout import LARGEST, checked_size
 
@@ -58,8 +57,7 @@ def multi_scale_attention(
     floating("images", images, "(B, 3, H, W)")
     if not callable(model):
         raise TypeError(f"expected model to be callable, got {kind(model)}")
-    if not isinstance(flip, (bool, np.bool_)):
-        raise TypeError(f"expected flip as a bool, got {kind(flip)}")
+    flag("flip", flip)
     size = None if size is None else checked_size(size)
     scales = _checked_scales(scales, max(images.shape[-2:]))
     ordered = sorted(scales, key=lambda scale: scale != 1)  # scale 1 first: it determines the size

@@ -90,7 +90,7 @@ def write_maps(
 def read_maps(folder: str | Path, *, layout: Layout = "oaa", allow_pickle: bool = False) -> MapFolder:
     """The maps in a folder of another project, by image name; nothing is read before it is asked for.
 
-    Hidden files (``._NAME_0.png``, which macOS leaves) and files whose name has no class are passed over and counted in
+    Hidden files (``._NAME_0.png``, which macOS leaves) and files whose name has no class are passed over and listed in
     ``passed_over``. Values up to 0.001 outside of [0, 1], as rounding leaves them, are clipped. A dictionary without
     classes is an image without maps. Nothing but PNG is decoded in a ``.png``, and its checksums are verified.
 

@@ -9,7 +9,7 @@ from oaa_lib.arguments import file_path, flag, kind
 from oaa_lib.cumulative import CumulativeAttention
 from oaa_lib.gating import gate_name
 from oaa_lib.maps import state
-from oaa_lib.maps.files import write_file
+from oaa_lib.maps.files import FOREIGN, write_file
 from oaa_lib.maps.locking import PathLike, in_turn
 from oaa_lib.maps.mapped import MappedStore
 
@@ -49,7 +49,7 @@ class KeptAttention(CumulativeAttention):
             raise ValueError(f"expected the state_dict of an AttentionAccumulator, got one without {sorted(missing)}")
         try:
             owners = state.read(state_dict)
-        except state.FOREIGN as error:
+        except FOREIGN as error:
             raise ValueError(
                 f"expected the state_dict of an AttentionAccumulator, got a malformed entry: {error}"
             ) from error

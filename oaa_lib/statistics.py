@@ -15,7 +15,8 @@ class Statistics(NamedTuple):
     Attributes:
         offered: maps that `AttentionAccumulator.update` was given.
         accepted: of these, the ones that were fused.
-        skipped: of these, the ones refused because they or their gating scores were not finite.
+        skipped: of these, the ones refused because they or their gating scores were not finite (on an accelerator also
+            those outside of [0, 1], which are an error on the CPU).
         pairs: pairs of the data set.
         never_accumulated: of these, the ones that hold nothing.
     """

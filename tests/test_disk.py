@@ -23,7 +23,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
-from forks import say, serve, serving
+from forks import say, serve
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import noisy_or, rows_of, same, snapshot, streams
@@ -446,17 +446,6 @@ def run_out_of_disk(path, size, way):
         say(None)
     except OSError as error:
         say(error.errno)
-
-
-@pytest.fixture(scope="module")
-def server():
-    yield from serving(__file__)
-
-
-@pytest.fixture
-def forks(server):
-    yield server
-    server.clear()
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_nan_stays_in_sight():
         ({"size": 7}, TypeError, r"size as \(height, width\), got 7"),
         ({"size": (7, 7, 7)}, ValueError, r"size as \(height, width\), got \(7, 7, 7\)"),
         ({"size": (7, 0)}, ValueError, "size >= 1, got 0"),
-        ({"flip": "no"}, TypeError, "flip as a bool, got str"),
+        ({"flip": "no"}, TypeError, "flip as True or False, got str"),
         ({"model": None}, TypeError, "model to be callable, got NoneType"),
     ],
 )

@@ -16,7 +16,7 @@ import time
 
 import pytest
 import torch
-from forks import fork, say, serve, serving
+from forks import fork, say, serve
 from reference import same, snapshot
 
 from oaa_lib import AttentionAccumulator, View
@@ -55,17 +55,6 @@ def refusals(accumulator, error):
             messages.append(str(refusal))
         assert same(snapshot(accumulator), before)
     return messages
-
-
-@pytest.fixture(scope="module")
-def server():
-    yield from serving(__file__)
-
-
-@pytest.fixture
-def forks(server):
-    yield server
-    server.clear()
 
 
 # A second accumulator

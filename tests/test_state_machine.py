@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from forks import serve, serving
+from forks import serve
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -415,17 +415,6 @@ def agree(accumulator, model):
         assert targets.tolist() == labels[image].nonzero().flatten().tolist()
         found, expected = accumulator.attention(index).double(), model.attention(image)[targets]
         torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING[accumulator.dtype] * roundings)
-
-
-@pytest.fixture(scope="module")
-def server():
-    yield from serving(__file__)
-
-
-@pytest.fixture
-def forks(server):
-    yield server
-    server.clear()
 
 
 @pytest.fixture(scope="module")

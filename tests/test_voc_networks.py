@@ -102,9 +102,9 @@ def test_a_cut_efficientnet_starts_from_the_same_weights():
     for network in (whole, cut):
         image = torch.zeros(1, 3, 513, 513)
         with torch.no_grad():
-            before = network.eval().features(image)
+            before = network.eval().backbone(image)
             image[..., 256, 256] = 1
-            cells.append(int((network.features(image) != before).any(1).sum()))
+            cells.append(int((network.backbone(image) != before).any(1).sum()))
     assert cells[1] < cells[0]
 
 

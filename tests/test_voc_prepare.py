@@ -1,39 +1,23 @@
 """examples/voc/prepare.py on six drawn images, as a user would run it: VOC + SBD, a folder with a table, COCO."""
 
-import io
 import json
 import os
-import runpy
 import shutil
-import sys
-from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data import VOC_CLASSES, VOCFolder
 from PIL import Image
+from test_voc_pipeline import run as run_script
 
 from oaa_lib.plotting import voc_palette
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "voc"
 LABELS = {"a": [0, 14], "b": [7], "c": [11], "d": [11, 14], "e": [19], "f": [0]}  # a, b: train; c: val; c to f: SBD
 LISTS = Path("ImageSets/Segmentation")
 
-
-def run(*options, expect=0):
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
-        patch.setattr(sys, "argv", ["prepare.py", *map(str, options)])
-        try:
-            runpy.run_path(str(EXAMPLES / "prepare.py"), run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-            if isinstance(code, str):
-                printed.write(code)
-    assert (code == 0) == (expect == 0), printed.getvalue()
-    return printed.getvalue()
+run = partial(run_script, "prepare.py")
 
 
 def prepare_voc(root, *options, **how):

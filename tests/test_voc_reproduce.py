@@ -258,7 +258,7 @@ def test_what_was_made_of_another_training_is_not_taken_for_this_one(tmp_path, m
 
 
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
-    with pytest.raises(SystemExit, match="this same command goes on"):
+    with pytest.raises(SystemExit, match="the same command goes on"):
         seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
     assert not (tmp_path / "run" / "done.txt").exists()
 
@@ -409,7 +409,7 @@ def test_a_signal_ends_the_stage_too_and_the_same_command_goes_on(voc, tmp_path,
         with pytest.raises(ProcessLookupError):  # the stage has ended before
             os.killpg(process.pid, 0)
         text, _ = process.communicate()
-    assert "train_attention.py stopped; when the cause is mended this same command goes on" in text
+    assert "train_attention.py stopped; when the cause is fixed, the same command goes on" in text
     assert "the same command goes on from there" in text  # said by the stage, once its step was done
     assert "Traceback" not in text
     assert not (tmp_path / "seed0" / "attention" / "done.txt").exists()

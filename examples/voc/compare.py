@@ -77,7 +77,7 @@ def mean_iou(counts: Tensor, scored: Sequence[int]) -> Tensor:
     return mean_of(right / (truth + shown - right), scored)
 
 
-def resampled(counts: Tensor, scored: Sequence[int], *, resamples: int = 10_000, seed: int = 0) -> Tensor:
+def resampled(counts: Tensor, scored: Sequence[int], *, resamples: int, seed: int) -> Tensor:
     """(resamples,) float64: mean IoU on N images that are drawn with replacement, the same ones for the same seed.
 
     The difference of two such series is a paired bootstrap.

@@ -1,4 +1,4 @@
-"""A fully connected CRF: labels give way to the edges of the photograph (Krähenbühl and Koltun, NeurIPS 2011)."""
+"""A fully connected CRF: labels that follow the edges of the photograph (Krähenbühl and Koltun, NeurIPS 2011)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Any data set in VOC layout: photographs, image-level labels, masks; and the endless stream of training batches."""
+"""Any data set in VOC layout: photographs, image-level labels, masks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

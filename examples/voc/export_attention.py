@@ -179,8 +179,6 @@ def one_view(
 
 def resize(attention: Tensor, size: tuple[int, int], network: Any) -> Tensor:
     """Maps (K, h, w) at image size."""
-    if not len(attention):
-        return attention.new_zeros(0, *size)
     return F.interpolate(attention[None], size, mode="bilinear", align_corners=network.geometry.centred)[0]
 
 

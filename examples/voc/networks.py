@@ -66,13 +66,9 @@ class AttentionNetwork(Network):
 
     head: CAMHead
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images to (B, F, h, w)."""
-        return self.backbone(images)
-
     def forward(self, images: Tensor) -> CAMOutput:
         """(B, 3, H, W) normalised images to logits (B, C) and score maps (B, C, h, w)."""
-        return self.head(self.features(images))
+        return self.head(self.backbone(images))
 
 
 class VGG16(AttentionNetwork):

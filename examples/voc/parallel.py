@@ -2,19 +2,18 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from os import cpu_count
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 
 def on_all_cores(call: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
     """``[call(item) for item in items]`` on all cores, with a progress bar; ``call`` is a function of a module."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-    from os import cpu_count
-
-    from tqdm import tqdm
-
     workers = min(cpu_count() or 1, max(len(items) // 8, 1))
     if workers == 1:
         return [call(item) for item in tqdm(items, desc=description, leave=False)]
@@ -28,10 +27,7 @@ def alongside(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]
     An item is drawn when one of two places for each core is free, so that memory stays flat. Ctrl-C is left to this
     process; what is under way is brought to its end.
     """
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import forkserver, get_context
-    from os import cpu_count
+    from multiprocessing import forkserver  # Windows has none
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()  # all workers are forked from there, and inherit that Ctrl-C is ignored

@@ -45,7 +45,7 @@ class Attention(Training):
 
     gate: Literal["score", "topk", "none"] = "score"  # [paper] section 3.2: above every class that is not shown
     warm_up: int = 0  # [paper] section 3.2, M1 = A1: iterations whose attention is not accumulated
-    # [here] what a pair gets that no map was accepted for; the paper does not say, so such pairs are counted and told
+    # [here] what a pair gets that no map was accepted for; the paper does not say, so such pairs are counted and shown
     fill_empty: Literal["no", "last-epoch", "final-model"] = "no"
     normalization: Literal["max", "minmax"] = "max"  # [paper] Eq. 2, of a score map
     pooling: Literal["average", "max", "lse", "topk"] = "average"  # [paper] Eq. 1; for the others see `pooled`

@@ -155,7 +155,7 @@ def check_cues(
 def evaluate_labels(data: VOCFolder, folder: Path, scored: Sequence[int] | None = None) -> dict[str, Any]:
     """Scores of a folder of label images; ignored pixels are left out and their share is stated.
 
-    The mean IoU is None where no pixel of a class is left to compare. The arguments are those of `evaluate_maps`.
+    The mean IoU is None where no pixel of a class is left to compare; it is over the classes `scored` (None: all).
     """
     scored = chosen_classes(None, data.classes) if scored is None else scored
     without = without_label(data, folder)

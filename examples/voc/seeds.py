@@ -192,4 +192,4 @@ def launch(script: str, options: list[str], processes: int) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stage.returncode or asked:
-        raise SystemExit(f"{script} stopped; when the cause is mended this same command goes on from there")
+        raise SystemExit(f"{script} stopped; when the cause is fixed, the same command goes on from there")

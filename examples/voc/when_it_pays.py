@@ -1,4 +1,4 @@
-"""Does accumulation pay for this classifier? What a finished stage 1 tells without masks, and what masks say to it.
+"""Does accumulation pay for this classifier? What a finished stage 1 shows without masks, and what masks add.
 
     python examples/voc/when_it_pays.py --run runs/voc/seed0 runs/other/seed0
     python examples/voc/when_it_pays.py --run runs/voc/seed0 --voc-root VOC --saliency SALIENCY --beside study.json

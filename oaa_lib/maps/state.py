@@ -13,12 +13,11 @@ from torch import Tensor
 
 from oaa_lib.arguments import shown
 from oaa_lib.maps.coding import NEEDED, ROUNDING
-from oaa_lib.maps.files import FOREIGN, Arrays, Shapes
+from oaa_lib.maps.files import Arrays, Shapes
 from oaa_lib.maps.kept import MOST, Kept
 from oaa_lib.maps.layout import MapLayout
 from oaa_lib.maps.pairs import PairTable, to_numpy
 
-__all__ = ["BASES", "FOREIGN", "OWNERS"]
 BASES = ("maps", "missed")  # of which a state holds what they were at the last synchronize
 OWNERS = ("offsets", "classes", "num_classes", "keys", "map_size", "fusion")  # beside what a store keeps
 

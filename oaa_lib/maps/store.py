@@ -138,8 +138,6 @@ class Store:
         """Copies of (K,) values and (K, H, W) maps of one size; of a `base` if one is given."""
         self.settle()
         tensors = self.tensors if base is None else base
-        if self.layout.starts is None:
-            return {name: tensors[name].index_select(0, rows.tensor) for name in names}
         return {name: self._read(tensors[name], self.kept[name].per, rows, size) for name in names}
 
     def _read(self, tensor: Tensor, per: str, rows: Rows, size: tuple[int, int]) -> Tensor:
