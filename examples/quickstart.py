@@ -1,4 +1,4 @@
-"""Online attention accumulation from end to end, on images drawn here: no download, no file, two minutes on one core.
+"""Online attention accumulation from end to end, on images drawn here: nothing to download, two minutes on one core.
 
 The classifier begins with the large bodies of the objects and ends with the small glyphs that tell their classes for
 certain (drawn_images.py), so its CAM covers a part. OAA keeps what it looked at on the way. The masks only score.
