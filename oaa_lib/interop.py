@@ -170,7 +170,8 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
     if strangers:
         raise KeyError(f"{len(strangers)} of {len(maps)} images are not the accumulator's, first {strangers[0]!r}")
     fused = unlabelled = without_classes = 0
-    gate, accumulator.gate = accumulator.gate, None
+    shows = torch.zeros(1, accumulator.pairs.num_classes, dtype=torch.bool, device=accumulator.device)
+    gate, accumulator.gate = accumulator.gate, lambda _, labels: labels & shows  # others are as they were
     try:
         for name, found in _read_ahead(maps):
             classes, attention = _checked_maps(name, found, accumulator.pairs.num_classes)
@@ -181,6 +182,7 @@ def load_into(accumulator: AttentionAccumulator, maps: Mapping[str, ImageMaps]) 
             fused, unlabelled = fused + int(labelled.sum()), unlabelled + int((~labelled).sum())
             dense = attention.new_zeros(1, accumulator.pairs.num_classes, *attention.shape[-2:], dtype=torch.float32)
             dense[0, classes] = attention.float()
+            shows.zero_()[0, classes.to(shows.device)] = True
             accumulator.update([rows[name]], dense.to(accumulator.device), normalization=None)
     finally:
         accumulator.gate = gate

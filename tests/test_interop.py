@@ -615,3 +615,16 @@ def test_arguments_of_another_kind_are_named(tmp_path):
     with pytest.raises(ValueError, match="expected layout"):
         interop.read_maps(tmp_path, layout=["oaa"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fusion", ["max", "mean", "latest"])
+def test_classes_without_a_file_stay_as_they_are(fusion):
+    accumulator = AttentionAccumulator([[1, 1], [1, 1]], (2, 2), fusion=fusion)
+    gate = accumulator.gate
+    interop.load_into(accumulator, {"0": interop.ImageMaps(torch.tensor([0, 1]), torch.ones(2, 2, 2))})
+    for name in ("0", "1"):
+        interop.load_into(accumulator, {name: interop.ImageMaps(torch.tensor([1]), torch.full((1, 2, 2), 0.25))})
+    assert accumulator.counts.tolist() == [[1, 2], [0, 1]]
+    assert accumulator.attention(0)[0].eq(1).all()
+    assert accumulator.statistics().never_accumulated.tolist() == [1, 0]
+    assert accumulator.gate is gate
