@@ -177,7 +177,7 @@ def run_on_two(script, *options):
     command += [*map(str, (script, *options)), "--device", "cpu"]
     paths = os.pathsep.join([str(EXAMPLES), *sys.path])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr
 
 
@@ -202,6 +202,35 @@ def test_a_training_of_one_process_that_goes_on_with_two_has_seen_everything_onc
     process.wait()
     run_on_two(EXAMPLES / "train_attention.py", *options)
     about_the_same(trained, tmp_path / "run")
+
+
+SEVERAL_SHAPES = ["--batch-size", 4, "--iterations", 4, "--drop-at", 4, "--device", "cpu", "--optimizer", "sgd"]
+
+
+def moved_together(folder, other):
+    """Whether two trainings have learnt the same, up to the order of sums."""
+    one, two = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, other))
+    for number, state in one["optimizer"]["state"].items():  # the momentum: the sum of the gradients, nearly
+        momentum, others = (each["momentum_buffer"] for each in (state, two["optimizer"]["state"][number]))
+        assert (momentum - others).norm() <= 0.01 * momentum.norm() + 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_from_batches_of_several_shapes(voc, trained, tmp_path):
+    """A process's share of a batch has one to three parts, and another number of them than the other's."""
+    options = ["--voc-root", voc, *TINY, *SEVERAL_SHAPES]
+    stage_1 = [EXAMPLES / "train_attention.py", *options, "--gate", "none"]
+    run(*stage_1, "--out", tmp_path / "one")
+    run_on_two(*stage_1, "--out", tmp_path / "two")
+    about_the_same(tmp_path / "one", tmp_path / "two")
+    moved_together(tmp_path / "one", tmp_path / "two")
+    logs = [(tmp_path / f / "log.csv").read_text().splitlines() for f in ("one", "two")]
+    column = logs[0][0].split(",").index("pairs_empty")
+    assert [row.split(",")[column] for row in logs[0]] == [row.split(",")[column] for row in logs[1]]
+    stage_2 = [EXAMPLES / "train_integral.py", *options, "--maps", trained / "max.safetensors"]
+    run(*stage_2, "--out", tmp_path / "integral")
+    run_on_two(*stage_2, "--out", tmp_path / "integral_two")
+    moved_together(tmp_path / "integral", tmp_path / "integral_two")
 
 
 A_GATE_OF_MY_OWN = """
@@ -310,6 +339,11 @@ def test_pseudo_labels_go_on_where_they_stopped_and_refuse_other_settings(voc, t
     assert {path.name: path.read_bytes() for path in labels.glob("*.png")} == before
     text = run("make_pseudo_labels.py", *options, "--background-level", 0.9, expect=1)
     assert "made with other settings" in text
+    shutil.rmtree(maps)
+    again = ["--voc-root", voc, "--run", trained, "--source", "max", "--out", maps, "--device", "cpu"]
+    run("export_attention.py", *again, "--stretch")
+    text = run("make_pseudo_labels.py", *options, expect=1)
+    assert "made with other settings (stretch: False there, True asked)" in text  # of the maps that they are made of
 
 
 @pytest.mark.slow

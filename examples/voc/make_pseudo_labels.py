@@ -19,7 +19,7 @@ from bound import Bound
 from data import VOCFolder, write_label
 from files import ends_with, write_text
 from images import png
-from maps import check_maps, map_files, read_map
+from maps import check_maps, made_by, map_files, read_map
 from options import add_options, resolve, training_split
 from parallel import on_all_cores
 from recipes import Labels
@@ -35,7 +35,12 @@ def main() -> None:
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
     # rescale: labels of earlier versions were of maps that had been min-maxed whatever the setting said
     places = {"maps": arguments.maps, "saliency": arguments.saliency}
-    bound = {**places, **dataclasses.asdict(settings), "rescale": settings.stretch}
+    bound = {
+        **places,
+        **dataclasses.asdict(settings),
+        "rescale": settings.stretch,
+        "maps_made_by": made_by(arguments.maps),
+    }
     out = Bound(arguments.out, bound)
     check_maps(folder, arguments.maps)
     todo = out.todo(folder.names)

@@ -1,6 +1,7 @@
 """Attention maps at image size as the stages hand them on: 8-bit grey images NAME_CLASS.png, class ids from 0."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,12 @@ def against_saliency(attention: Tensor, saliency: Tensor) -> Tensor:
     """
     cues = normalize_attention(attention.float(), method="minmax")
     return cues * (cues > 1 - saliency.float() / 255)
+
+
+def made_by(maps: Path) -> dict[str, Any]:
+    """How a folder of maps was made, as the script that made it has noted; nothing of other folders."""
+    records = [maps / name for name in ("source.json", "refinement.json")]
+    return {record.stem: read_json(record) for record in records if record.exists()}
 
 
 def check_maps(folder: VOCFolder, maps: Path, saliency: Path | None = None) -> None:

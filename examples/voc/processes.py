@@ -69,7 +69,7 @@ def join(device: str) -> Iterator[Process]:
 
 @contextmanager
 def gradients_of_last(network: nn.Module, is_last: bool) -> Iterator[None]:
-    """Exchange gradients with the other processes once a step, after the last part of the batch."""
+    """Exchange gradients with the other processes once a step: round the forward and backward pass of a part."""
     if is_last or not isinstance(network, DistributedDataParallel):
         yield
     else:

@@ -19,7 +19,7 @@ from bound import Bound
 from crf import dense_crf, pydensecrf
 from data import VOCFolder
 from files import ends_with
-from maps import check_maps, map_files, read_map, write_maps
+from maps import check_maps, made_by, map_files, read_map, write_maps
 from options import training_split
 from parallel import on_all_cores
 from processes import check_device
@@ -37,7 +37,8 @@ def main() -> None:
     if arguments.method == "crf":
         pydensecrf()  # now, rather than in another process
     folder = VOCFolder(arguments.voc_root, training_split(arguments))
-    kept = {name: str(getattr(arguments, name)) for name in ("maps", "method", "iterations")}
+    kept: dict[str, Any] = {name: str(getattr(arguments, name)) for name in ("maps", "method", "iterations")}
+    kept["maps_made_by"] = made_by(arguments.maps)
     if arguments.method == "crf":
         kept |= {"background_level": str(arguments.background_level), "crf": arguments.crf}
     out = Bound(arguments.out, kept, record="refinement.json")

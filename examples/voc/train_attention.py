@@ -98,11 +98,10 @@ def learn(
     fills, first, last = settings.fill_empty == "last-epoch", run.last_pass[0], run.last_pass[-1]
     for step, batch in run.steps(images):
         set_rate(optimizer, settings, step)
-        if fills and run.process.world > 1 and step in (first, first + 1, last):  # round batches that two passes share
-            for accumulator in accumulators.values():
-                accumulator.synchronize()  # what another process has filled is not empty
+        if fills and step in (first, first + 1, last):  # round batches that two passes share
+            share(accumulators, run.process)  # what another process has filled is not empty
         how = {"normalization": settings.normalization, "fill_empty": fills and step in run.last_pass}
-        for part in batch:  # the images of one shape
+        for part in run.parts(batch):  # the images of one shape
             with run.autocast():
                 out = network(shown(part, accumulators["latest"], settings))  # Eq. 1
             logits = pooled(out, settings.pooling)
@@ -112,8 +111,17 @@ def learn(
             for accumulator in accumulators.values():  # Eq. 2, the gate, and Eq. 4 with Eq. 5 or 10
                 with diagnosis.of(accumulator, part.names):
                     accumulator.update(part.names, out.score_maps, logits, part.views, **how)
-        watched.take(step + 1)
+        if watched.is_due(step + 1):
+            share(accumulators, run.process)
+            watched.take(step + 1)
         run.step(optimizer, attention=diagnosis)
+
+
+def share(accumulators: Accumulators, process: Process) -> None:
+    """Let every process know what all of them have seen."""
+    if process.world > 1:
+        for accumulator in accumulators.values():
+            accumulator.synchronize()
 
 
 def pooled(out: CAMOutput, pooling: str) -> Tensor:

@@ -84,7 +84,7 @@ def learn(
     for step, batch in run.steps(images):
         set_rate(optimizer, settings, step)
         constrained = []
-        for part in batch:  # the images of one shape
+        for part in run.parts(batch):  # the images of one shape
             with run.autocast():
                 score_maps = network(part.images).score_maps
             soft_labels = accumulator.soft_labels(part.names, part.views, size=tuple(score_maps.shape[-2:]))

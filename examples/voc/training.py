@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import os
 import shutil
 import time
@@ -47,10 +46,10 @@ class Run:
     def __init__(self, arguments: argparse.Namespace, settings: Any, folder: VOCFolder, process: Process) -> None:
         self.arguments, self.settings, self.process = arguments, settings, process
         self.path: Path = arguments.out
-        self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
-        passes = max(settings.iterations * settings.batch_size // len(folder), 1)  # whole ones, if there are any
-        start, end = ((passes - 1) * len(folder) / settings.batch_size, passes * len(folder) / settings.batch_size)
-        self.last_pass = range(math.floor(start), math.ceil(end))  # the steps of the last of them
+        images, size = len(folder), settings.batch_size
+        self.epoch_length = max(round(images / size), 1)
+        passes = max(settings.iterations * size // images, 1)  # whole ones, if there are any
+        self.last_pass = range((passes - 1) * images // size, -(-passes * images // size))  # the steps of the last one
         self.log_every = arguments.log_every or self.epoch_length
         if self.log_every < 1 or arguments.checkpoint_every < 1:
             raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
@@ -101,8 +100,7 @@ class Run:
         ends the step, writes a checkpoint and stops; with several processes the last checkpoint is what remains.
         """
         process, last, seed = self.process, self.settings.iterations, self.arguments.seed
-        batches = self.batches(images)
-        bar = tqdm(batches, self.path.name, last, initial=self.first, disable=not process.is_first)
+        bar = tqdm(self.batches(images), self.path.name, last, initial=self.first, disable=not process.is_first)
         saved = time.monotonic()
         with stop_signal(process.world == 1) as stop:
             for step, batch in enumerate(bar, self.first):
@@ -111,9 +109,8 @@ class Run:
                         self._save(step)
                     raise batch
                 torch.manual_seed((seed << 40) + (step << 8) + process.rank)
-                self._batch = [part.to(process.device) for part in batch]
                 self._loss = torch.zeros((), device=process.device)
-                yield step, self._batch
+                yield step, [part.to(process.device) for part in batch]
                 done = step + 1
                 if self.log.noted and (done % self.log_every == 0 or done == last):
                     bar.set_postfix_str(self._write_log(done))
@@ -130,6 +127,12 @@ class Run:
         last, seed = self.settings.iterations, self.arguments.seed
         return make_loader(images, self.settings.batch_size, self.first, last, seed=seed, **sharing)
 
+    def parts(self, batch: list[Part]) -> Iterator[Part]:
+        """The parts of a batch, each for its forward and backward pass; those of the last exchange the gradients."""
+        for part in batch:
+            with gradients_of_last(self.network, part is batch[-1]):
+                yield part
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bfloat16 with --amp, else as is."""
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.arguments.amp)
@@ -144,8 +147,7 @@ class Run:
         """
         images = self.settings.batch_size if mean else 1
         loss = loss * (len(part.names) * (self.process.world / images))  # gradients are averaged over processes
-        with gradients_of_last(self.network, part is self._batch[-1]):
-            loss.backward()
+        loss.backward()
         self._loss += loss.detach()
 
     def step(self, optimizer: Optimizer, **noted: Any) -> None:
