@@ -85,6 +85,29 @@ def test_pairs_that_were_filled_count_as_empty(finished_run, fill, empty):
     assert signs(path).empty == empty
 
 
+def test_the_last_row_before_the_filling_is_found_by_its_step(finished_run):
+    """With 106 images in batches of 16, epochs are 7 steps long in the log, and a little less in truth."""
+    path, _, _ = finished_run
+    settings = json.loads((path / "settings.json").read_text())
+    settings["recipe"] |= {"iterations": 100, "batch_size": 16, "fill_empty": "last-epoch"}
+    settings["data"]["images"] = 106
+    (path / "settings.json").write_text(json.dumps(settings))
+    state = torch.load(path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"step": 100}, path / "checkpoint.pt")
+    first = max(100 * 16 // 106 - 1, 0) * 106 // 16  # the step with which it begins
+    rows = [f"{step},{step / 7:.2f},0.5,0.5,{4 if step <= first else 0},0.9\n" for step in (*range(7, 99, 7), 100)]
+    (path / "log.csv").write_text(LOG.splitlines()[0] + "\n" + "".join(rows))
+    assert signs(path).empty == 4
+
+
+def test_maps_of_the_final_model_do_not_count_as_grown(finished_run):
+    path, maximum, _ = finished_run
+    before = signs(path).growth
+    maximum.update([1], torch.ones(1, 2, 5, 2), fill_empty=True)
+    maximum.save(path / "max.safetensors")
+    assert signs(path).growth == before
+
+
 def test_maps_that_stay_do_not_grow(finished_run):
     path, maximum, latest = finished_run
     assert signs(path).growth > 1

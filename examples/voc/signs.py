@@ -89,18 +89,20 @@ def signs(run: Path) -> Signs:
 def empty_before_filling(settings: dict[str, Any], log: list[dict[str, str]], pairs: int) -> int:
     """How many pairs were empty in the last row of the log before they were filled; all, if there is none."""
     recipe, last = settings["recipe"], math.inf
-    if recipe["fill_empty"] == "last-epoch":  # all whole passes but the last
-        last = recipe["iterations"] * recipe["batch_size"] // settings["data"]["images"] - 1
-    before = [int(row["pairs_empty"]) for row in log if float(row["epoch"]) <= last]
+    if recipe["fill_empty"] == "last-epoch":  # the step with which the last whole pass begins
+        size, images = recipe["batch_size"], settings["data"]["images"]
+        last = max(recipe["iterations"] * size // images - 1, 0) * images // size
+    before = [int(row["pairs_empty"]) for row in log if int(row["step"]) <= last]
     return before[-1] if before else pairs
 
 
 def growth(maximum: AttentionAccumulator, latest: AttentionAccumulator) -> float:
-    """Cells from `LEVEL` on: of the cumulative maps, over those of the latest ones."""
-    areas = torch.zeros(2)
+    """Cells from `LEVEL` on: of the cumulative maps, over those of the latest ones, of the pairs that have both."""
+    areas, counts = torch.zeros(2), latest.counts
     for image in range(len(maximum)):
+        both = counts[image, latest.classes(image)] > 0  # a map of the final model (--fill-empty) is no latest one
         for number, accumulator in enumerate((maximum, latest)):
-            areas[number] += (accumulator.attention(image) >= LEVEL).sum()
+            areas[number] += (accumulator.attention(image)[both] >= LEVEL).sum()
     return (areas[0] / areas[1]).item()
 
 
