@@ -257,6 +257,52 @@ def test_what_was_made_of_another_training_is_not_taken_for_this_one(tmp_path, m
     assert (stages(0.2) / "result").exists()
 
 
+def test_what_was_made_before_a_stage_was_made_anew_is_not_taken(tmp_path, monkeypatch):
+    """With the same options, too: another network has come of them."""
+    monkeypatch.setattr(seeds, "launch", lambda script, options, processes: None)
+    plain = {"out": tmp_path, "voc_root": tmp_path, "device": "cpu", "workers": 0, "processes": 1}
+    seed = seeds.Seed(argparse.Namespace(**plain, refine=None, background="threshold"), 0)
+    for _ in range(2):
+        attention = seed._stage("train_attention.py", "attention", [])
+        maps = seed._stage("export_attention.py", "maps/max", ["--run", attention], data=True)
+        (maps / "a_0.png").touch()
+    shutil.rmtree(attention)
+    seed._stage("train_attention.py", "attention", [])
+    with pytest.raises(SystemExit, match="seed0/maps/max was made with other settings"):
+        seed._stage("export_attention.py", "maps/max", ["--run", attention], data=True)
+
+
+def test_a_folder_is_of_its_training_images_wherever_they_are(voc, tmp_path):  # noqa: F811
+    shutil.copytree(voc, tmp_path / "moved")
+    plain = {"out": tmp_path / "out", "negatives": "background", "refine": None, "background": "threshold"}
+    seed, moved = (seeds.Seed(argparse.Namespace(**plain, voc_root=root), 0) for root in (voc, tmp_path / "moved"))
+    seed.bind()
+    (seed.folder / "attention").mkdir()
+    moved.bind()
+    lists = tmp_path / "moved/ImageSets/Segmentation/train_cls.txt"
+    lists.write_text(lists.read_text().replace("a 0", "a 1"))
+    with pytest.raises(SystemExit, match=r"seed0 was made with other settings \(images_and_labels: "):
+        moved.bind()
+
+
+@pytest.mark.parametrize(
+    ("stage", "given"),
+    [
+        ("attention", "--seed 7"),
+        ("integral", "--device=cuda"),
+        ("labels", "--background-level 0.4"),
+        ("export", "--split val"),
+        ("segmentation", "--proportion 0.5"),
+        ("evaluation", "--part 0/2"),
+    ],
+)
+def test_what_the_tables_choose_is_not_taken_from_the_options_of_a_stage(voc, tmp_path, stage, given):  # noqa: F811
+    options = ["--voc-root", voc, "--out", tmp_path / "out", *OPTIONS, "--table", 2, "--background", "threshold"]
+    text = run("reproduce.py", *options, f"--{stage}={given}", expect=1)
+    assert f"--{stage} '{given}': reproduce.py chooses {given.replace('=', ' ').split()[0]} itself" in text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stage_that_fails_stops_everything_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match="the same command goes on"):
         seeds.launch("train_attention.py", ["--voc-root", str(tmp_path), "--out", str(tmp_path / "run")], 1)
@@ -314,7 +360,7 @@ LATE = [  # options, what is wrong with the folder, the sentence
     (["--attention", "--lr 1 --gates none"], None, "error: unrecognized arguments: --gates none"),
     (["--export", "--flip-views yes"], None, "error: unrecognized arguments: yes"),
     (["--labels", "--strech --min-foreground 0"], None, "error: unrecognized arguments: --strech"),
-    (["--labels", "--background-level 2"], None, "--background-level: expected a score in [0, 1], got 2"),
+    (["--labels", "--background-level 2"], None, "reproduce.py chooses --background-level itself"),
     (["--segmentation", "--iterations 0"], None, "--iterations: expected at least 1, got 0"),
     (["--segmentation", "--crop 50"], None, "--crop: efficientnet_lite0 takes whole cells, such as 49, got 50"),
 ]

@@ -23,6 +23,11 @@ STAGES = {
     "segmentation": train_segmentation,
     "evaluation": evaluate,
 }
+OWN = {  # what reproduce.py chooses for every stage; another choice would contradict the table or a later stage
+    *("--voc-root", "--out", "--recipe", "--device", "--workers", "--seed", "--backbone", "--negatives", "--split"),
+    *("--maps", "--run", "--source", "--labels", "--saliency", "--background", "--proportion", "--part"),
+}
+ELSEWHERE = {"segmentation": {"--split"}, "evaluation": {"--split"}}  # their lists may be others
 NEEDED = {  # what a stage is given that its options do not say; no results are there yet: any folder stands for them
     "integral": ["--maps", "."],
     "export": ["--run", ".", "--source", "cam"],
@@ -86,6 +91,10 @@ def read_options(arguments: argparse.Namespace, stage: str) -> tuple[argparse.Na
         words += ["--background", arguments.background]
         words += ["--saliency", str(arguments.saliency)] if arguments.saliency else []
     given = getattr(arguments, stage)
+    own = {*OWN, *(["--background-level"] if arguments.background == "threshold" else [])}
+    taken = sorted({word.split("=")[0] for word in given} & (own - ELSEWHERE.get(stage, set())))
+    if taken:
+        raise SystemExit(f"--{stage} '{' '.join(given)}': reproduce.py chooses {taken[0]} itself (see its --help)")
     try:
         parsed = STAGES[stage].parse_arguments(words + given)
     except SystemExit as stop:

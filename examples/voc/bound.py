@@ -9,7 +9,7 @@ from typing import Any
 from files import ends_with, read_json, write_text
 
 MOST = 8  # differences that a message names
-RECORDS = ("settings.json", "source.json", "refinement.json", "made_from.json")
+RECORDS = ("settings.json", "source.json", "refinement.json", "made_from.json", "data.json")
 NOTHING: dict[str, Any] = {}
 
 

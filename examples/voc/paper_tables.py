@@ -80,6 +80,7 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     return {
         "table": number,
         "commit": source_commit(),
+        "trained_at": commits(seeds, chosen),
         "recipe": arguments.recipe,
         "backbone": arguments.backbone,
         "attention_backbone": arguments.attention_backbone,
@@ -98,6 +99,14 @@ def make_table(arguments: argparse.Namespace, number: int) -> dict[str, Any]:
         "rows": rows,
         "diagnostics": {seed.number: diagnostics(seed, chosen) for seed in seeds},
     }
+
+
+def commits(seeds: list[Seed], rows: list[Row]) -> list[str]:
+    """Those at which the trainings behind a table were begun."""
+    runs = [seed.network(row.method, row.proportion) for seed in seeds for row in rows]
+    runs += [seed.attention() for seed in seeds]
+    runs += [seed.integral(row.method) for seed in seeds for row in rows if row.method in LOSSES]
+    return sorted({str(read_json(run / "settings.json")["commit"]) for run in runs})
 
 
 def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
@@ -124,7 +133,8 @@ def diagnostics(seed: Seed, rows: list[Row]) -> dict[str, Any]:
 
 def markdown(table: dict[str, Any]) -> str:
     """The table as people read it."""
-    head = ["Table " + str(table["table"]), "paper, VOC val", "val mIoU", "spread", "per seed"]
+    whose = "ResNet-101" if (table["table"], table["backbone"]) == (1, "resnet101") else "VGG-16"
+    head = ["Table " + str(table["table"]), f"paper ({whose}), VOC val", "val mIoU", "spread", "per seed"]
     head += ["cues, constant background", "spread", "per seed", "precision", "recall", "labels' background"]
     if table["background"] == "saliency":
         head += ["cues with saliency", "spread", "per seed"]
@@ -163,7 +173,8 @@ def caption(table: dict[str, Any]) -> str:
     return (
         f"Recipe {table['recipe']}, attention by {table['attention_backbone']}, segmentation by DeepLab-LargeFOV on "
         f"{table['backbone']}; maps {'refined by ' + table['refinement'] if table['refinement'] else 'as they are'}; "
-        f"seeds {' '.join(map(str, table['diagnostics']))}; commit {table['commit']}. Attention trained on "
+        f"seeds {' '.join(map(str, table['diagnostics']))}; trained at commit "
+        f"{', '.join(table['trained_at'])}, printed at {table['commit']}. Attention trained on "
         f"{data['training_list']} of {data['root']}, segmentation on {data['segmentation_list']}; val: "
         f"{one['val']['images']} images of {data['val']}; cues: {one['cues']['images']} images of {data['cues']}, each "
         f"half scored at the threshold that is best on the other (-: some have no saliency map); means over {means}; "

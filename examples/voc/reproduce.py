@@ -16,14 +16,15 @@ rows.
 
 Writes tableN.md, tableN.json and figureN.jpg, in place of those of an earlier command: a table has the rows and seeds
 of the last one, and a command that names more makes it again from the results that are kept. Stopped at any moment, the
-same command goes on. Seeds can run side by side: start `--seeds 0` and `--seeds 1` in two shells, then `--seeds 0 1` to
-print both.
+same command goes on, with --out in the same words. Seeds can run side by side: start `--seeds 0` and `--seeds 1` in two
+shells and, when both are done, `--seeds 0 1` to print both.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import torch
 from beforehand import STAGES, check, read_options
 from data import VOCFolder
 from deeplab import SEGMENTATION_NETWORKS
@@ -39,6 +40,8 @@ from seeds import Seed
 def main() -> None:
     """Run what is asked for."""
     arguments = parse_arguments()
+    for number in arguments.seeds:
+        Seed(arguments, number).bind()
     for number in arguments.table:
         table = make_table(arguments, number)
         text = markdown(table)
@@ -93,7 +96,9 @@ def parse_arguments() -> argparse.Namespace:
     add_score_classes(parser)
     parser.add_argument("--score-split", default="train", help="list of the images that cues are scored on")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda, if any"
+    )
     parser.add_argument("--processes", type=int, default=1, help="GPUs that a training runs on (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="processes that load images (default: 2)")
     arguments = parser.parse_args()

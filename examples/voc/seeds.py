@@ -1,7 +1,9 @@
 """What a seed needs for the paper's tables and figures: every stage, run as a script of its own unless it is done."""
 
 import argparse
+import hashlib
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -40,6 +42,14 @@ class Seed:
         self.background: str = arguments.background
         # Of the folders of all that is made from refined maps.
         self.suffix = f"_{arguments.refine}" if arguments.refine else ""
+
+    def bind(self) -> None:
+        """Bind the seed's folder to the training images and their labels, wherever they are; end if it has others."""
+        data = VOCFolder(self.arguments.voc_root, self.split, negatives=self.arguments.negatives)
+        pairs = "\n".join(f"{name} {data.class_ids(name)}" for name in data.names)
+        digest = hashlib.sha256(f"{data.classes}\n{pairs}".encode()).hexdigest()[:16]
+        kept = {"split": self.split, "images": len(data), "images_and_labels": digest}
+        Bound(self.folder, kept, record="data.json").make()
 
     def attention(self) -> Path:
         """Stage 1, the classifier and its accumulated attention."""
@@ -152,7 +162,7 @@ class Seed:
         bound = Bound(out, sources, record="made_from.json")  # ends if one of them was made anew in another way since
         options, done = [str(option) for option in options], out / "done.txt"
         told = " ".join([script, *options])
-        if done.is_file() and done.read_bytes() == told.encode():
+        if done.is_file() and done.read_bytes().split(b"\n")[0] == told.encode():
             return out
         bound.make()
         trains = script.startswith("train_")
@@ -160,7 +170,7 @@ class Seed:
         if trains or data:
             free += ["--device", self.arguments.device, "--workers", self.arguments.workers]
         launch(script, [*options, *map(str, free)], self.arguments.processes if trains else 1)
-        write_text(done, told)
+        write_text(done, f"{told}\n{secrets.token_hex(8)}")  # another one for results of the same options made anew
         return out
 
 
@@ -169,7 +179,8 @@ def made(stage: Path) -> dict[str, Any]:
     done, sources = stage / "done.txt", stage / "made_from.json"
     if not done.is_file():
         return {}
-    return {"by": read_text(done)} | (read_json(sources) if sources.exists() else {})
+    told = dict(zip(("by", "result"), read_text(done).split("\n"), strict=False))
+    return told | (read_json(sources) if sources.exists() else {})
 
 
 def launch(script: str, options: list[str], processes: int) -> None:
