@@ -1,6 +1,7 @@
 # make demo: set up and run the main job on embedded images.  make test: set up and check everything but what needs the
-# heavy packages of others (transformers, lightning, grad-cam, torchcam, a browser), a C++ compiler or minutes (compiled
-# training steps, benchmarks, soak, a short campaign, a typed user program).  make test-extras: set up and check that.
+# heavy packages of others (transformers, lightning, grad-cam, torchcam, a browser) or minutes (compiled training steps,
+# benchmarks, soak, a short campaign, a typed user program). Up to Python 3.12 it builds pydensecrf2, which needs a C++
+# compiler.  make test-extras: set up and check that.
 # make docs: set up, build the site into docs/_build/html, running the code of its pages, and check its links.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,23 +28,23 @@ docs: .venv/docs
 	$(BIN)/python docs/check_links.py docs/_build/html
 
 # Each set-up is done once, and again when what it installs has changed.
-.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) '.[examples]'
 	touch $@
 
-.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+.venv/test: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) '.[dev]'
 	touch $@
 
-.venv/test-extras: pyproject.toml constraints.txt | .venv/bin/python
+.venv/test-extras: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) '.[dev,test-extras]'
 	touch $@
 
-.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) '.[docs]'
 	touch $@
 
-.venv/bin/python:
+.venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
 clean:

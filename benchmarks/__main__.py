@@ -51,7 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    device = Device(arguments.device)
+    if arguments.json.is_dir():
+        parser.error(f"--json {arguments.json}: expected a file, got a folder")
+    try:
+        device = Device(arguments.device)
+    except RuntimeError as error:
+        parser.error(f"--device {arguments.device}: {str(error).splitlines()[0]}")
     if not (device.is_host or device.module.is_available()):
         parser.error(f"expected a device that this machine has, got {arguments.device}")
     meant = ON_THE_HOST if device.is_host else ON_AN_ACCELERATOR
@@ -59,6 +64,9 @@ def main() -> None:
     if not device.is_host and (host_only := [name for name in arguments.rows or ROWS if name not in meant]):
         print(f"Left out on {device}, since they measure the host: {', '.join(host_only)}.")
         asked = [name for name in asked if name in meant]
+        if not asked:
+            parser.error("--rows: none of them is measured on this device")
+    about = machine(device)
     print(f"{'':44} {'ours':>10} {'baseline':>10} {'ratio':>9}               {'target':>8}")
     rows = []
     for name in asked:
@@ -73,9 +81,7 @@ def main() -> None:
         {**row._asdict(), "ours": row.ours._asdict(), "baseline": row.baseline._asdict(), "verdict": row.verdict}
         for row in rows
     ]
-    arguments.json.write_text(
-        json.dumps({"machine": machine(device), "quick": arguments.quick, "rows": table}, indent=2)
-    )
+    arguments.json.write_text(json.dumps({"machine": about, "quick": arguments.quick, "rows": table}, indent=2))
     print(f"written to {arguments.json}")
 
 
@@ -85,7 +91,11 @@ def machine(device: Device) -> dict[str, object]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:  # there is no git
+        commit = ""
     return {
         "device": str(device),
         "cpu": model,

@@ -19,7 +19,7 @@ from training import finished
 from oaa_lib import AttentionAccumulator
 
 SHOWN = ("cam", "max", "hybrid")  # whose maps of single images are looked at
-LABELS = ("hybrid", "max", "mean", "cam_flip", "cam")  # whose pseudo labels, the first that are there
+LABELS = ("hybrid", "max", "mean", "cam_flip", "cam", "cam_ms", "mce")  # whose pseudo labels, the first that are there
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ class FinishedRun:
                     f"{method.title}: maps/{name} has no scores.json, so there is no threshold and no IoU."
                 )
         if self.labels is None:
-            sentences.append("There are no pseudo labels (labels/).")
+            sentences.append(
+                "There are no pseudo labels (labels/) of maps as they are; those of refined maps are not shown."
+            )
         if not self.val():
-            sentences.append("No segmentation network has been scored (val/).")
+            sentences.append("No segmentation network of such labels has been scored (val/).")
         return sentences
