@@ -233,6 +233,24 @@ def test_two_processes_learn_the_same_from_batches_of_several_shapes(voc, traine
     moved_together(tmp_path / "integral", tmp_path / "integral_two")
 
 
+@pytest.mark.slow
+def test_a_second_training_in_a_folder_is_refused_while_the_first_goes_on(voc, tmp_path):
+    options = ["--voc-root", voc, "--out", tmp_path / "run", *STAGE_1, "--iterations", 10**6, "--log-every", 1]
+    command = [sys.executable, str(EXAMPLES / "train_attention.py"), *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not (tmp_path / "run" / "log.csv").exists():
+            time.sleep(0.01)
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert "another process is at work there" in second.stderr
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    steps = [row.split(",")[0] for row in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
+    assert len(steps) == len({*steps})
+
+
 A_GATE_OF_MY_OWN = """
 import train_attention
 from oaa_lib import gating

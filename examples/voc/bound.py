@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from files import ends_with, read_json, write_text
+from files import LOCK, ends_with, read_json, write_text
 
 MOST = 8  # differences that a message names
-RECORDS = ("settings.json", "source.json", "refinement.json", "made_from.json", "data.json")
+RECORDS = ("settings.json", "source.json", "refinement.json", "made_from.json", "data.json", LOCK)
 NOTHING: dict[str, Any] = {}
 
 

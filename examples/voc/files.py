@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 from texts import read_text
 
+LOCK = "in_use.lock"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -20,6 +22,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def alone_in(folder: Path) -> None:
+    """Lock a folder until this process ends, however it ends: two trainings would garble each other's files.
+
+    Where there are no such locks (Windows, some file systems) nothing is refused.
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise SystemExit(f"{folder}: another process is at work there; wait for it, or stop it") from None
+    except (ImportError, OSError):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:

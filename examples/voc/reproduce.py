@@ -40,7 +40,7 @@ from seeds import Seed
 def main() -> None:
     """Run what is asked for."""
     arguments = parse_arguments()
-    for number in arguments.seeds:
+    for number in arguments.seeds if arguments.table else arguments.seeds[:1]:  # a figure is of the first
         Seed(arguments, number).bind()
     for number in arguments.table:
         table = make_table(arguments, number)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from bound import Bound, source_commit
 from data import VOCFolder
-from files import ends_with, read_json
+from files import alone_in, ends_with, read_json
 from log import Log
 from networks import Network
 from optimization import make_optimizer
@@ -59,6 +59,7 @@ class Run:
             data = {"split": folder.split, "images": len(folder), "classes": folder.classes}
             bound = {"arguments": kept, "recipe": recipe, "data": data}
             Bound(self.path, bound, noted={"commit": source_commit()}).make()
+            alone_in(self.path)
         self.log = Log(self.path / "log.csv", self.epoch_length)
         self.first, self.kept, self.network = 0, {}, None
 
