@@ -80,13 +80,8 @@ class Watched:
     def __init__(
         self, accumulators: Mapping[str, AttentionAccumulator], names: Sequence[str], moments: Sequence[int]
     ) -> None:
-        self.moments = frozenset(moments)
         fusions = {"cumulative": "max", "latest": "latest"}
         self.kinds = {kind: Snapshots(accumulators[fusion], names, moments) for kind, fusion in fusions.items()}
-
-    def is_due(self, done: int) -> bool:
-        """Whether the maps are kept after so many steps."""
-        return done in self.moments
 
     def take(self, done: int) -> None:
         """Keep the maps after so many steps, if this is one of the moments."""

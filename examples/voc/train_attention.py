@@ -111,9 +111,9 @@ def learn(
             for accumulator in accumulators.values():  # Eq. 2, the gate, and Eq. 4 with Eq. 5 or 10
                 with diagnosis.of(accumulator, part.names):
                     accumulator.update(part.names, out.score_maps, logits, part.views, **how)
-        if watched.is_due(step + 1):
+        if (step + 1) % run.epoch_length == 0 or step + 1 == settings.iterations:  # when maps are kept and logged
             share(accumulators, run.process)
-            watched.take(step + 1)
+        watched.take(step + 1)
         run.step(optimizer, attention=diagnosis)
 
 
