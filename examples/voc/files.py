@@ -32,11 +32,15 @@ def alone_in(folder: Path) -> None:
     try:
         import fcntl
 
-        fcntl.lockf(os.open(folder / LOCK, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise SystemExit(f"{folder}: another process is at work there; wait for it, or stop it") from None
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     except (ImportError, OSError):
-        pass
+        return
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # either says that it is locked
+        raise SystemExit(f"{folder}: another process is at work there; wait for it, or stop it") from None
+    except OSError:
+        return
 
 
 def write_text(path: Path, text: str) -> None:
