@@ -409,7 +409,12 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_training_goes
     monkeypatch.chdir(place)
     assert "the checkpoint of iteration 4 cannot be written ([Errno 28] No space left on device" in text
     assert "the one before is whole, and the same command goes on from it" in text
-    assert sorted(path.name for path in Path("new").iterdir()) == ["checkpoint.pt", "log.csv", "settings.json"]
+    assert sorted(path.name for path in Path("new").iterdir()) == [
+        "checkpoint.pt",
+        "in_use.lock",
+        "log.csv",
+        "settings.json",
+    ]
     assert "resumed after iteration 2 of 4" in run(*options)
     same_weights("whole", "new")
 
@@ -437,7 +442,7 @@ def test_a_real_limit_on_files_is_told_and_the_same_command_goes_on(place, size)
     assert "Traceback" not in result.stderr
     told = "the checkpoint of iteration 4 cannot be written" if size > 100 else "--out new: [Errno 27] File too large"
     assert told in result.stderr
-    kept = ["log.csv", "settings.json"] if size > 100 else []
+    kept = ["in_use.lock", "log.csv", "settings.json"] if size > 100 else []
     assert sorted(path.name for path in Path("new").iterdir()) == kept
     run(*COMMANDS["segmentation"])
     same_weights("segmentation", "new")
