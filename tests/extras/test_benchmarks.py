@@ -146,8 +146,18 @@ def test_the_row_for_an_accelerator_runs_on_the_host(monkeypatch, capsys, tmp_pa
 def test_on_an_accelerator_the_rows_of_the_host_are_left_out_and_named(monkeypatch, capsys, tmp_path):
     clock = Clock()
     monkeypatch.setattr(torch, "get_device_module", lambda name: clock)
-    call_main(monkeypatch, "--device", "cuda", "--rows", "png", "mapped", "--json", tmp_path / "table.json")
-    assert "Left out on Imaginary 1, since they measure the host: png, mapped." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call_main(monkeypatch, "--device", "cuda", "--rows", "png", "mapped", "--json", tmp_path / "table.json")
+    printed = capsys.readouterr()
+    assert "Left out on Imaginary 1, since they measure the host: png, mapped." in printed.out
+    assert "--rows: none of them is measured on this device" in printed.err
+    for options, said in (
+        (["--device", "gpu"], "--device gpu: "),
+        (["--json", tmp_path], "expected a file, got a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            call_main(monkeypatch, *options)
+        assert said in capsys.readouterr().err
     clock.there = False
     with pytest.raises(SystemExit):
         call_main(monkeypatch, "--device", "cuda")
