@@ -29,7 +29,7 @@ LOSSES = {  # the paper's cross entropy has no threshold
 
 
 class Seed:
-    """Everything of one seed. Each method makes what it needs first, and returns the folder, or scores, that it makes.
+    """Everything of one seed. Each method but `bind` makes what it needs first, and returns what it makes.
 
     Args:
         arguments: of this script.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from files import ends_with
+from stream import last_pass
 from texts import read_lines
 from training import OTHER_RUN, finished
 
@@ -89,9 +90,8 @@ def signs(run: Path) -> Signs:
 def empty_before_filling(settings: dict[str, Any], log: list[dict[str, str]], pairs: int) -> int:
     """How many pairs were empty in the last row of the log before they were filled; all, if there is none."""
     recipe, last = settings["recipe"], math.inf
-    if recipe["fill_empty"] == "last-epoch":  # the step with which the last whole pass begins
-        size, images = recipe["batch_size"], settings["data"]["images"]
-        last = max(recipe["iterations"] * size // images - 1, 0) * images // size
+    if recipe["fill_empty"] == "last-epoch":
+        last = last_pass(recipe["iterations"], recipe["batch_size"], settings["data"]["images"])[0]
     before = [int(row["pairs_empty"]) for row in log if int(row["step"]) <= last]
     return before[-1] if before else pairs
 

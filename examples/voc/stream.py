@@ -34,6 +34,12 @@ class Part(NamedTuple):
         return self._replace(images=images, targets=targets)
 
 
+def last_pass(iterations: int, batch_size: int, images: int) -> range:
+    """The steps of the last whole pass over the images, or of the only one."""
+    passes = max(iterations * batch_size // images, 1)
+    return range((passes - 1) * images // batch_size, -(-passes * images // batch_size))
+
+
 class Drawn(Dataset[Sample | SystemExit]):
     """The images of a stream by their position in it, with random numbers that depend on seed and position alone.
 

@@ -19,7 +19,7 @@ from optimization import make_optimizer
 from processes import Process, gradients_of_last
 from samples import Sample
 from stopping import stop_signal
-from stream import Part, make_loader
+from stream import Part, last_pass, make_loader
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -46,10 +46,8 @@ class Run:
     def __init__(self, arguments: argparse.Namespace, settings: Any, folder: VOCFolder, process: Process) -> None:
         self.arguments, self.settings, self.process = arguments, settings, process
         self.path: Path = arguments.out
-        images, size = len(folder), settings.batch_size
-        self.epoch_length = max(round(images / size), 1)
-        passes = max(settings.iterations * size // images, 1)  # whole ones, if there are any
-        self.last_pass = range((passes - 1) * images // size, -(-passes * images // size))  # the steps of the last one
+        self.epoch_length = max(round(len(folder) / settings.batch_size), 1)
+        self.last_pass = last_pass(settings.iterations, settings.batch_size, len(folder))
         self.log_every = arguments.log_every or self.epoch_length
         if self.log_every < 1 or arguments.checkpoint_every < 1:
             raise SystemExit("--log-every, --checkpoint-every: expected at least 1")
